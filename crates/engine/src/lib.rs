@@ -1,1 +1,19 @@
-//! loratune-engine
+//! The engine: tensors, a tape over fused ops whose backwards are written by hand, frozen-weight storage, and
+//! counter-based randomness. It knows nothing of files, models or data.
+
+mod dtype;
+mod error;
+mod gemm;
+pub mod ops;
+mod param;
+pub mod rng;
+mod tape;
+mod tensor;
+mod weight;
+
+pub use dtype::{DType, Element, Real};
+pub use error::{Error, Result};
+pub use param::{Gradients, ParamId, Params};
+pub use tape::{Mode, Tape, Var};
+pub use tensor::{Buffer, Device, Tensor};
+pub use weight::{FrozenWeight, Weight};

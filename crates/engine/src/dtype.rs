@@ -1,0 +1,235 @@
+//! Element types: how numbers are stored, and in what type they are computed.
+
+use half::bf16;
+
+use crate::tensor::Buffer;
+
+/// Storage type of a tensor's elements.
+///
+/// `F64` exists for the checks of gradients; training uses `F32`, or `BF16` storage with `F32` arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    F64,
+    F32,
+    BF16,
+}
+
+impl DType {
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        match self {
+            DType::F64 => 8,
+            DType::F32 => 4,
+            DType::BF16 => 2,
+        }
+    }
+
+    /// The type that arithmetic on this storage type is done in, and that its trainable parameters have.
+    pub fn compute(self) -> DType {
+        match self {
+            DType::F64 => DType::F64,
+            DType::F32 | DType::BF16 => DType::F32,
+        }
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            DType::F64 => "f64",
+            DType::F32 => "f32",
+            DType::BF16 => "bf16",
+        })
+    }
+}
+
+/// A type that arithmetic is done in: f32 or f64.
+pub trait Real:
+    Element<Acc = Self> + num_traits::Float + std::ops::AddAssign + std::ops::MulAssign + std::iter::Sum
+{
+    fn of(x: f64) -> Self;
+    fn f64(self) -> f64;
+    /// eˣ. For f32 a polynomial (relative error below 2e-7, exact 0 for x < -87.3) that compilers vectorise.
+    fn exp_fast(self) -> Self;
+}
+
+/// A storage type together with the [`Real`] that arithmetic on it uses.
+pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + PartialEq + 'static {
+    type Acc: Real;
+    const DTYPE: DType;
+    fn to_acc(self) -> Self::Acc;
+    fn from_acc(x: Self::Acc) -> Self;
+    fn slice(buffer: &Buffer) -> Option<&[Self]>;
+    fn slice_mut(buffer: &mut Buffer) -> Option<&mut [Self]>;
+    fn buffer(data: Vec<Self>) -> Buffer;
+}
+
+macro_rules! element {
+    ($t:ty, $acc:ty, $dtype:ident, $to:expr, $from:expr) => {
+        impl Element for $t {
+            type Acc = $acc;
+            const DTYPE: DType = DType::$dtype;
+            #[inline(always)]
+            fn to_acc(self) -> $acc {
+                $to(self)
+            }
+            #[inline(always)]
+            fn from_acc(x: $acc) -> Self {
+                $from(x)
+            }
+            fn slice(buffer: &Buffer) -> Option<&[Self]> {
+                match buffer {
+                    Buffer::$dtype(v) => Some(v),
+                    _ => None,
+                }
+            }
+            fn slice_mut(buffer: &mut Buffer) -> Option<&mut [Self]> {
+                match buffer {
+                    Buffer::$dtype(v) => Some(v),
+                    _ => None,
+                }
+            }
+            fn buffer(data: Vec<Self>) -> Buffer {
+                Buffer::$dtype(data)
+            }
+        }
+    };
+}
+
+element!(f64, f64, F64, |x| x, |x| x);
+element!(f32, f32, F32, |x| x, |x| x);
+element!(bf16, f32, BF16, widen, round_to_bf16);
+
+#[inline(always)]
+fn widen(x: bf16) -> f32 {
+    f32::from_bits((x.to_bits() as u32) << 16)
+}
+
+/// Round to nearest, ties to even; NaN stays NaN. Written without branches so that it vectorises.
+#[inline(always)]
+fn round_to_bf16(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let nan = (bits >> 16) | 0x40;
+    bf16::from_bits(if x.is_nan() { nan } else { rounded } as u16)
+}
+
+impl Real for f64 {
+    #[inline(always)]
+    fn of(x: f64) -> f64 {
+        x
+    }
+    #[inline(always)]
+    fn f64(self) -> f64 {
+        self
+    }
+    #[inline(always)]
+    fn exp_fast(self) -> f64 {
+        self.exp()
+    }
+}
+
+impl Real for f32 {
+    #[inline(always)]
+    fn of(x: f64) -> f32 {
+        x as f32
+    }
+    #[inline(always)]
+    fn f64(self) -> f64 {
+        self as f64
+    }
+    #[inline(always)]
+    fn exp_fast(self) -> f32 {
+        // eˣ = 2ⁿ · eʳ with n = round(x / ln 2) and |r| ≤ ln 2 / 2; ln 2 is split in two so that r is exact.
+        const LN2_HI: f32 = 0.693_359_4;
+        const LN2_LO: f32 = -2.121_944_4e-4;
+        const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to the nearest integer
+        let x = self;
+        let clamped = x.clamp(-87.336_54, 88.722_83);
+        let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+        let r = (clamped - n * LN2_HI) - n * LN2_LO;
+        let p = 1.987_569_1e-4f32;
+        let p = p * r + 1.398_199_9e-3;
+        let p = p * r + 8.333_452e-3;
+        let p = p * r + 4.166_579_6e-2;
+        let p = p * r + 1.666_666_6e-1;
+        let p = p * r + 0.5;
+        let y = p * (r * r) + r + 1.0;
+        // 2ⁿ in two factors: n may be 128, which one exponent field can't hold.
+        let half = (n as i32) >> 1;
+        let rest = n as i32 - half;
+        let scale = |e: i32| f32::from_bits(((e + 127) as u32) << 23);
+        let y = y * scale(half) * scale(rest);
+        let y = if x < -87.336_54 { 0.0 } else { y };
+        let y = if x > 88.722_83 { f32::INFINITY } else { y };
+        if x.is_nan() { x } else { y }
+    }
+}
+
+/// Runs a block with `$E` bound to the element type of `$dtype`.
+#[macro_export]
+macro_rules! dispatch {
+    ($dtype:expr, $E:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F64 => {
+                type $E = f64;
+                $body
+            }
+            $crate::DType::F32 => {
+                type $E = f32;
+                $body
+            }
+            $crate::DType::BF16 => {
+                type $E = half::bf16;
+                $body
+            }
+        }
+    };
+}
+
+/// Runs a block with `$R` bound to the type that arithmetic on `$dtype` uses.
+#[macro_export]
+macro_rules! dispatch_real {
+    ($dtype:expr, $R:ident => $body:expr) => {
+        match $dtype.compute() {
+            $crate::DType::F64 => {
+                type $R = f64;
+                $body
+            }
+            _ => {
+                type $R = f32;
+                $body
+            }
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_fast_is_exact_to_2e_7_and_saturates() {
+        let mut worst = 0.0f64;
+        for i in -87_000..88_000 {
+            let x = i as f32 * 1e-3;
+            let exact = (x as f64).exp();
+            worst = worst.max(((x.exp_fast() as f64) - exact).abs() / exact);
+        }
+        assert!(worst < 2e-7, "worst relative error {worst}");
+        assert_eq!((-200f32).exp_fast(), 0.0);
+        assert_eq!(f32::NEG_INFINITY.exp_fast(), 0.0);
+        assert_eq!(100f32.exp_fast(), f32::INFINITY);
+        assert!(88.7f32.exp_fast().is_finite());
+        assert!(f32::NAN.exp_fast().is_nan());
+    }
+
+    #[test]
+    fn bf16_rounding_equals_half() {
+        for bits in (0..u32::MAX).step_by(65_521) {
+            let x = f32::from_bits(bits);
+            let (ours, theirs) = (round_to_bf16(x), bf16::from_f32(x));
+            assert!(ours == theirs || (ours.is_nan() && theirs.is_nan()), "{x:?}: {ours:?} {theirs:?}");
+        }
+    }
+}

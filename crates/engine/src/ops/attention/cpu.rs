@@ -1,0 +1,252 @@
+//! Blocked attention on the CPU. A task is a block of queries of one head (forward) or one head of one document
+//! (backward); tasks write their own results, which are then put in place, so the bytes do not depend on the threads.
+
+use rayon::prelude::*;
+
+use super::{AttentionConfig, Documents};
+use crate::Real;
+use crate::gemm::{Mat, MatMut, Threads, matmul};
+
+/// Queries and keys per block: the scores of a block stay in the first-level cache's reach.
+const BLOCK: usize = 64;
+
+/// One sequence: its queries are the last `q` rows of the positions that `k` and `v` cover.
+pub(super) struct Segment<'a, R> {
+    pub q: &'a [R],
+    pub k: &'a [R],
+    pub v: &'a [R],
+}
+
+/// Which keys a query at a position sees.
+#[derive(Clone, Copy)]
+struct Visible {
+    window: usize,
+}
+
+impl Visible {
+    fn new(config: &AttentionConfig) -> Visible {
+        Visible { window: config.window.unwrap_or(usize::MAX) }
+    }
+    /// First visible key of the query at `position`; the last is `position` itself.
+    fn first(self, position: usize) -> usize {
+        (position + 1).saturating_sub(self.window)
+    }
+}
+
+struct Head {
+    /// Column offset in q and out.
+    q: usize,
+    /// Column offset in k and v.
+    kv: usize,
+}
+
+fn head(config: &AttentionConfig, h: usize) -> Head {
+    let group = config.heads / config.kv_heads;
+    Head { q: h * config.head_dim, kv: h / group * config.head_dim }
+}
+
+/// A column block `[rows, head_dim]` of a wider row-major matrix.
+fn part<R: Real>(data: &[R], stride: usize, row: usize, rows: usize, col: usize, dim: usize) -> Mat<'_, R> {
+    Mat::strided(&data[row * stride + col..], rows, dim, stride)
+}
+
+/// Returns out `[Σ q rows, heads · head_dim]` and the log-sum-exp `[heads, Σ q rows]`.
+pub(super) fn forward<R: Real>(segments: &[Segment<'_, R>], config: &AttentionConfig) -> (Vec<R>, Vec<R>) {
+    let q_cols = config.heads * config.head_dim;
+    let mut tasks = Vec::new();
+    let mut total = 0;
+    for (s, segment) in segments.iter().enumerate() {
+        let rows = segment.q.len() / q_cols;
+        for h in 0..config.heads {
+            tasks.extend((0..rows).step_by(BLOCK).map(|row| (s, h, row, BLOCK.min(rows - row), total)));
+        }
+        total += rows;
+    }
+    let results: Vec<(Vec<R>, Vec<R>)> = tasks
+        .par_iter()
+        .map(|&(s, h, row, rows, _)| forward_block(&segments[s], config, h, row, rows))
+        .collect();
+    let mut out = vec![R::zero(); total * q_cols];
+    let mut lse = vec![R::zero(); config.heads * total];
+    for (&(_, h, row, rows, base), (block, block_lse)) in tasks.iter().zip(&results) {
+        scatter(&mut out, block, q_cols, base + row, h * config.head_dim, config.head_dim);
+        lse[h * total + base + row..][..rows].copy_from_slice(block_lse);
+    }
+    (out, lse)
+}
+
+fn scatter<R: Real>(out: &mut [R], block: &[R], stride: usize, row: usize, col: usize, dim: usize) {
+    for (i, src) in block.chunks_exact(dim).enumerate() {
+        out[(row + i) * stride + col..][..dim].copy_from_slice(src);
+    }
+}
+
+fn forward_block<R: Real>(
+    segment: &Segment<'_, R>,
+    config: &AttentionConfig,
+    h: usize,
+    row: usize,
+    rows: usize,
+) -> (Vec<R>, Vec<R>) {
+    let dim = config.head_dim;
+    let (q_cols, kv_cols) = (config.heads * dim, config.kv_heads * dim);
+    let (head, visible) = (head(config, h), Visible::new(config));
+    let keys = segment.k.len() / kv_cols;
+    let offset = keys - segment.q.len() / q_cols;
+    let first = visible.first(offset + row);
+    let last = offset + row + rows;
+
+    let q = part(segment.q, q_cols, row, rows, head.q, dim);
+    let mut out = vec![R::zero(); rows * dim];
+    let mut scores = vec![R::zero(); rows * BLOCK];
+    let mut max = vec![R::neg_infinity(); rows];
+    let mut sum = vec![R::zero(); rows];
+    for k0 in (first..last).step_by(BLOCK) {
+        let n = BLOCK.min(last - k0);
+        let k = part(segment.k, kv_cols, k0, n, head.kv, dim);
+        matmul(MatMut::new(&mut scores, rows, n), q, k.t(), R::of(config.scale), R::zero(), Threads::One);
+        for i in 0..rows {
+            let position = offset + row + i;
+            let score = &mut scores[i * n..(i + 1) * n];
+            mask(score, k0, visible.first(position), position);
+            let block_max = score.iter().copied().fold(R::neg_infinity(), |a, b| if b > a { b } else { a });
+            let new_max = if block_max > max[i] { block_max } else { max[i] };
+            if new_max == R::neg_infinity() && !score.iter().any(|s| s.is_nan()) {
+                score.fill(R::zero());
+                continue;
+            }
+            let correction = (max[i] - new_max).exp_fast();
+            let mut block_sum = R::zero();
+            for s in score.iter_mut() {
+                *s = (*s - new_max).exp_fast();
+                block_sum += *s;
+            }
+            sum[i] = sum[i] * correction + block_sum;
+            max[i] = new_max;
+            out[i * dim..(i + 1) * dim].iter_mut().for_each(|o| *o *= correction);
+        }
+        let v = part(segment.v, kv_cols, k0, n, head.kv, dim);
+        matmul(
+            MatMut::new(&mut out, rows, dim),
+            Mat::new(&scores, rows, n),
+            v,
+            R::one(),
+            R::one(),
+            Threads::One,
+        );
+    }
+    for i in 0..rows {
+        let scale = R::one() / sum[i];
+        out[i * dim..(i + 1) * dim].iter_mut().for_each(|o| *o *= scale);
+        max[i] += sum[i].ln();
+    }
+    (out, max)
+}
+
+/// Sets the scores of keys outside [first, position] to −∞; `k0` is the first score's key.
+fn mask<R: Real>(score: &mut [R], k0: usize, first: usize, position: usize) {
+    let n = score.len();
+    score[..first.saturating_sub(k0).min(n)].fill(R::neg_infinity());
+    score[(position + 1).saturating_sub(k0).min(n)..].fill(R::neg_infinity());
+}
+
+/// What the forward saved, and the gradient of its output.
+pub(super) struct Saved<'a, R> {
+    pub q: &'a [R],
+    pub k: &'a [R],
+    pub v: &'a [R],
+    pub out: &'a [R],
+    pub lse: &'a [R],
+    pub dout: &'a [R],
+}
+
+/// Gradients of q, k, v, shaped like them.
+pub(super) fn backward<R: Real>(
+    saved: &Saved<'_, R>,
+    documents: &Documents,
+    config: &AttentionConfig,
+) -> [Vec<R>; 3] {
+    let dim = config.head_dim;
+    let (q_cols, kv_cols) = (config.heads * dim, config.kv_heads * dim);
+    let ranges: Vec<_> = documents.ranges().collect();
+    let tasks: Vec<(usize, usize)> =
+        (0..ranges.len()).flat_map(|r| (0..config.heads).map(move |h| (r, h))).collect();
+    let results: Vec<[Vec<R>; 3]> =
+        tasks.par_iter().map(|&(r, h)| backward_head(saved, config, h, ranges[r].clone())).collect();
+
+    let tokens = documents.tokens();
+    let mut dq = vec![R::zero(); tokens * q_cols];
+    let mut dk = vec![R::zero(); tokens * kv_cols];
+    let mut dv = vec![R::zero(); tokens * kv_cols];
+    for (&(r, h), [q, k, v]) in tasks.iter().zip(&results) {
+        let (row, head) = (ranges[r].start, head(config, h));
+        scatter(&mut dq, q, q_cols, row, head.q, dim);
+        // Query heads of a group add up in their order.
+        for (total, own) in [(&mut dk, k), (&mut dv, v)] {
+            for (i, src) in own.chunks_exact(dim).enumerate() {
+                let to = &mut total[(row + i) * kv_cols + head.kv..][..dim];
+                to.iter_mut().zip(src).for_each(|(t, &s)| *t += s);
+            }
+        }
+    }
+    [dq, dk, dv]
+}
+
+fn backward_head<R: Real>(
+    saved: &Saved<'_, R>,
+    config: &AttentionConfig,
+    h: usize,
+    range: std::ops::Range<usize>,
+) -> [Vec<R>; 3] {
+    let (dim, start, tokens) = (config.head_dim, range.start, range.len());
+    let (q_cols, kv_cols) = (config.heads * dim, config.kv_heads * dim);
+    let (head, visible, scale) = (head(config, h), Visible::new(config), R::of(config.scale));
+    let (one, zero) = (R::one(), R::zero());
+    let q = |row, n| part(saved.q, q_cols, start + row, n, head.q, dim);
+    let k = |row, n| part(saved.k, kv_cols, start + row, n, head.kv, dim);
+    let v = |row, n| part(saved.v, kv_cols, start + row, n, head.kv, dim);
+    let dout = |row, n| part(saved.dout, q_cols, start + row, n, head.q, dim);
+    let total = saved.lse.len() / config.heads;
+    let lse = &saved.lse[h * total + start..][..tokens];
+    let row_dot: Vec<R> = range
+        .clone()
+        .map(|row| {
+            let at = row * q_cols + head.q;
+            saved.dout[at..at + dim].iter().zip(&saved.out[at..at + dim]).map(|(&a, &b)| a * b).sum()
+        })
+        .collect();
+
+    let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![zero; tokens * dim]);
+    let [mut p, mut ds] = [(); 2].map(|()| vec![zero; BLOCK * BLOCK]);
+    for q0 in (0..tokens).step_by(BLOCK) {
+        let nq = BLOCK.min(tokens - q0);
+        for k0 in (visible.first(q0)..q0 + nq).step_by(BLOCK) {
+            let nk = BLOCK.min(q0 + nq - k0);
+            let key_rows = k0 * dim..(k0 + nk) * dim;
+            matmul(MatMut::new(&mut p, nq, nk), q(q0, nq), k(k0, nk).t(), scale, zero, Threads::One);
+            matmul(MatMut::new(&mut ds, nq, nk), dout(q0, nq), v(k0, nk).t(), one, zero, Threads::One);
+            for i in 0..nq {
+                let (p, ds) = (&mut p[i * nk..(i + 1) * nk], &mut ds[i * nk..(i + 1) * nk]);
+                mask(p, k0, visible.first(q0 + i), q0 + i);
+                let (lse, dot) = (lse[q0 + i], row_dot[q0 + i]);
+                for (p, ds) in p.iter_mut().zip(ds) {
+                    *p = (*p - lse).exp_fast();
+                    *ds = *p * (*ds - dot) * scale;
+                }
+            }
+            let (p, ds) = (Mat::new(&p, nq, nk), Mat::new(&ds, nq, nk));
+            matmul(
+                MatMut::new(&mut dv[key_rows.clone()], nk, dim),
+                p.t(),
+                dout(q0, nq),
+                one,
+                one,
+                Threads::One,
+            );
+            matmul(MatMut::new(&mut dk[key_rows], nk, dim), ds.t(), q(q0, nq), one, one, Threads::One);
+            let dq = &mut dq[q0 * dim..(q0 + nq) * dim];
+            matmul(MatMut::new(dq, nq, dim), ds, k(k0, nk), one, one, Threads::One);
+        }
+    }
+    [dq, dk, dv]
+}

@@ -1,0 +1,198 @@
+//! Causal attention within documents, with grouped queries and an optional window, never holding tokens × tokens.
+
+mod cpu;
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::tape::{Backward, Sink, Source, Tape, Var};
+use crate::{DType, Tensor, dispatch_real};
+
+/// Where the documents of a batch begin and end: document i holds tokens `starts[i]..starts[i + 1]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Documents(Arc<[usize]>);
+
+impl Documents {
+    /// From the documents' lengths.
+    pub fn from_lengths(lengths: &[usize]) -> Documents {
+        let mut at = 0;
+        let ends = lengths.iter().map(|n| {
+            at += n;
+            at
+        });
+        Documents(std::iter::once(0).chain(ends).collect())
+    }
+
+    pub fn tokens(&self) -> usize {
+        self.0.last().copied().unwrap_or(0)
+    }
+    pub fn len(&self) -> usize {
+        self.0.len() - 1
+    }
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    pub fn ranges(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        self.0.windows(2).map(|w| w[0]..w[1])
+    }
+    /// Each token's position in its document.
+    pub fn positions(&self) -> Vec<u32> {
+        self.ranges().flat_map(|r| 0..r.len() as u32).collect()
+    }
+}
+
+/// The shape of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionConfig {
+    pub heads: usize,
+    /// Divides `heads`; each key-value head serves heads / kv_heads query heads in a row.
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Factor of q·k, usually 1/√head_dim.
+    pub scale: f64,
+    /// Key j is seen from query i only if i − j < window.
+    pub window: Option<usize>,
+}
+
+impl AttentionConfig {
+    fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor, tokens: usize) -> Result<()> {
+        let (q_cols, kv_cols) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        crate::error::check_shape("attention", "q", q.shape(), &[tokens, q_cols])?;
+        crate::error::check_shape("attention", "k", k.shape(), &[tokens, kv_cols])?;
+        crate::error::check_shape("attention", "v", v.shape(), &[tokens, kv_cols])?;
+        if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) || self.window == Some(0) {
+            return Err(Error::Invalid(format!(
+                "attention: {} heads over {} key-value heads with window {:?}",
+                self.heads, self.kv_heads, self.window
+            )));
+        }
+        Ok(())
+    }
+}
+
+struct AttentionBackward {
+    sources: [Source; 3],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    /// log Σ exp of each query's scores, `[heads, tokens]`, in the compute type.
+    lse: Tensor,
+    documents: Documents,
+    config: AttentionConfig,
+}
+
+impl Backward for AttentionBackward {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+    fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
+        let dtype = dy.dtype();
+        dispatch_real!(dtype, R => {
+            let saved = cpu::Saved {
+                q: &self.q.reals::<R>(),
+                k: &self.k.reals::<R>(),
+                v: &self.v.reals::<R>(),
+                out: &self.out.reals::<R>(),
+                lse: self.lse.slice::<R>()?,
+                dout: &dy.reals::<R>(),
+            };
+            let [dq, dk, dv] = cpu::backward(&saved, &self.documents, &self.config);
+            for ((source, grad), like) in self.sources.into_iter().zip([dq, dk, dv]).zip([&self.q, &self.k, &self.v]) {
+                if source.needs_grad() {
+                    grads.add(source, Tensor::from_reals(grad, like.shape(), dtype))?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// out = softmax(scale · q·kᵀ + mask) · v, with q `[tokens, heads · head_dim]`, k and v `[tokens, kv_heads · head_dim]`;
+/// a token sees itself and the earlier tokens of its own document (within the window, if there is one).
+///
+/// Computed block by block with a running maximum and sum (Milakov & Gimelshein, arXiv 1805.02867; Dao et al.,
+/// arXiv 2205.14135), so memory is linear in the tokens. With P the probabilities, recomputed from the saved
+/// log-sum-exp: dv = Pᵀ·dout, dS = P∘(dout·vᵀ − rowsum(dout∘out)), dq = scale·dS·k, dk = scale·dSᵀ·q.
+/// Saved: q, k, v, out, and one number per query.
+pub fn attention(
+    tape: &mut Tape<'_>,
+    q: &Var,
+    k: &Var,
+    v: &Var,
+    documents: &Documents,
+    config: &AttentionConfig,
+) -> Result<Var> {
+    config.check(q.value(), k.value(), v.value(), documents.tokens())?;
+    let dtype = q.value().dtype();
+    let (out, lse) = dispatch_real!(dtype, R => {
+        let (q, k, v) = (q.value(), k.value(), v.value());
+        let (qr, kr, vr) = (q.reals::<R>(), k.reals::<R>(), v.reals::<R>());
+        let segments: Vec<_> = documents
+            .ranges()
+            .map(|r| cpu::Segment {
+                q: &qr[r.start * q.cols()..r.end * q.cols()],
+                k: &kr[r.start * k.cols()..r.end * k.cols()],
+                v: &vr[r.start * v.cols()..r.end * v.cols()],
+            })
+            .collect();
+        let (out, lse) = cpu::forward(&segments, config);
+        (Tensor::from_reals(out, q.shape(), dtype), Tensor::new(lse, &[config.heads, q.rows()]))
+    });
+    let needs = q.needs_grad() || k.needs_grad() || v.needs_grad();
+    Ok(tape.record(out.clone(), needs, || AttentionBackward {
+        sources: [q.source(), k.source(), v.source()],
+        q: q.value().clone(),
+        k: k.value().clone(),
+        v: v.value().clone(),
+        out,
+        lse,
+        documents: documents.clone(),
+        config: *config,
+    }))
+}
+
+/// Keys and values of one sequence in one layer, `[tokens, kv_heads · head_dim]` each.
+#[derive(Clone, Debug, Default)]
+pub struct KvCache {
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+/// Attention of new tokens (document i of `documents` continues the sequence of `caches[i]`) over all tokens so far;
+/// the new keys and values are appended. Not differentiable.
+pub fn attention_cached(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    documents: &Documents,
+    caches: &mut [&mut KvCache],
+    config: &AttentionConfig,
+) -> Result<Tensor> {
+    config.check(q, k, v, documents.tokens())?;
+    if caches.len() != documents.len() || q.dtype() == DType::F64 {
+        return Err(Error::Invalid(format!(
+            "attention: {} caches for {} sequences of {}",
+            caches.len(),
+            documents.len(),
+            q.dtype()
+        )));
+    }
+    let (qr, kr, vr) = (q.reals::<f32>(), k.reals::<f32>(), v.reals::<f32>());
+    let kv = k.cols();
+    for (cache, r) in caches.iter_mut().zip(documents.ranges()) {
+        cache.k.extend_from_slice(&kr[r.start * kv..r.end * kv]);
+        cache.v.extend_from_slice(&vr[r.start * kv..r.end * kv]);
+    }
+    let segments: Vec<_> = documents
+        .ranges()
+        .zip(caches.iter())
+        .map(|(r, cache)| cpu::Segment {
+            q: &qr[r.start * q.cols()..r.end * q.cols()],
+            k: &cache.k,
+            v: &cache.v,
+        })
+        .collect();
+    let (out, _) = cpu::forward(&segments, config);
+    Ok(Tensor::from_reals(out, q.shape(), q.dtype()))
+}

@@ -1,0 +1,27 @@
+//! The ops. Each checks its shapes, computes, and leaves its backward on the tape; its doc comment derives the backward
+//! and says what is saved.
+//!
+//! Batches are laid out without padding: the tokens of all documents one after another, `[tokens, features]`, with
+//! the documents' boundaries beside them (see [`Documents`]).
+
+mod adamw;
+mod add;
+mod attention;
+mod cast;
+mod embedding;
+mod linear;
+mod loss;
+mod norm;
+mod rope;
+mod silu_mul;
+
+pub use adamw::{AdamW, adamw_step};
+pub use add::add;
+pub use attention::{AttentionConfig, Documents, KvCache, attention, attention_cached};
+pub use cast::cast;
+pub use embedding::embedding;
+pub use linear::{Dropout, Lora, linear};
+pub use loss::{IGNORE, LossOutput, linear_cross_entropy};
+pub use norm::rms_norm;
+pub use rope::{RopeTable, rope};
+pub use silu_mul::silu_mul;

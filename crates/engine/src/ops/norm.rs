@@ -1,0 +1,103 @@
+use num_traits::Float;
+use rayon::prelude::*;
+
+use crate::error::Result;
+use crate::tape::{Backward, Sink, Source, Tape, Var};
+use crate::{DType, Element, Real, Tensor, Weight, dispatch};
+
+struct RmsNormBackward {
+    x_source: Source,
+    x: Tensor,
+    /// 1/√(mean(x²) + eps) per row, in the compute type.
+    rstd: Tensor,
+    weight: Weight,
+}
+
+impl Backward for RmsNormBackward {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+    fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
+        dispatch!(dy.dtype(), E => self.run::<E>(dy, grads))
+    }
+}
+
+/// Rows per task: fixed, so that the order of the weight gradient's sums does not depend on the threads.
+const ROWS: usize = 64;
+
+impl RmsNormBackward {
+    fn run<E: Element>(self, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
+        let d = self.x.cols();
+        let w = self.weight.vector::<E::Acc>(grads.params, "rms_norm", d)?;
+        let (x, rstd, dys) = (self.x.slice::<E>()?, self.rstd.slice::<E::Acc>()?, dy.slice::<E>()?);
+        let trained = self.weight.param();
+        let mut dx = vec![E::default(); x.len()];
+        let partial: Vec<Vec<E::Acc>> = dx
+            .par_chunks_mut(ROWS * d)
+            .enumerate()
+            .map(|(block, dx)| {
+                let mut dw = vec![E::Acc::of(0.0); if trained.is_some() { d } else { 0 }];
+                for (i, dx) in dx.chunks_exact_mut(d).enumerate() {
+                    let row = block * ROWS + i;
+                    let (x, dy, r) = (&x[row * d..][..d], &dys[row * d..][..d], rstd[row]);
+                    let dot: E::Acc =
+                        x.iter().zip(dy).zip(&w).map(|((x, dy), &w)| x.to_acc() * dy.to_acc() * w).sum();
+                    let c = dot * r * r * r / E::Acc::of(d as f64);
+                    for (((dx, x), dy), &w) in dx.iter_mut().zip(x).zip(dy).zip(&w) {
+                        *dx = E::from_acc(dy.to_acc() * w * r - x.to_acc() * c);
+                    }
+                    for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
+                        *dw += dy.to_acc() * x.to_acc() * r;
+                    }
+                }
+                dw
+            })
+            .collect();
+        if let Some(id) = trained {
+            let mut dw = vec![E::Acc::of(0.0); d];
+            for p in &partial {
+                dw.iter_mut().zip(p).for_each(|(t, &v)| *t += v);
+            }
+            grads.add_param(id, Tensor::new(dw, &[d]))?;
+        }
+        grads.add(self.x_source, Tensor::new(dx, self.x.shape()))
+    }
+}
+
+/// y = x / √(mean(x²) + eps) · w over the last dimension (Zhang & Sennrich, arXiv 1910.07467; `LlamaRMSNorm`).
+///
+/// With r = 1/√(mean(x²) + eps): dx = r·(dy∘w) − x·r³·mean(x∘dy∘w), dw = Σ rows of dy∘x·r. Saved: x and r.
+pub fn rms_norm(tape: &mut Tape<'_>, x: &Var, weight: &Weight, eps: f64) -> Result<Var> {
+    let d = x.value().cols();
+    let (y, rstd) = dispatch!(x.value().dtype(), E => {
+        let w = weight.vector::<<E as Element>::Acc>(tape.params(), "rms_norm", d)?;
+        forward::<E>(x.value(), &w, eps)?
+    });
+    debug_assert_eq!(y.dtype().compute() == DType::F64, rstd.dtype() == DType::F64);
+    let needs = x.needs_grad() || weight.param().is_some();
+    Ok(tape.record(y, needs, || RmsNormBackward {
+        x_source: x.source(),
+        x: x.value().clone(),
+        rstd,
+        weight: weight.clone(),
+    }))
+}
+
+fn forward<E: Element>(x: &Tensor, w: &[E::Acc], eps: f64) -> Result<(Tensor, Tensor)> {
+    let (n, d) = (x.rows(), x.cols());
+    let xs = x.slice::<E>()?;
+    let mut y = vec![E::default(); xs.len()];
+    let mut rstd = vec![E::Acc::of(0.0); n];
+    y.par_chunks_mut(ROWS * d).zip(rstd.par_chunks_mut(ROWS)).zip(xs.par_chunks(ROWS * d)).for_each(
+        |((y, rstd), x)| {
+            for ((y, r), x) in y.chunks_exact_mut(d).zip(rstd).zip(x.chunks_exact(d)) {
+                let sum: E::Acc = x.iter().map(|x| x.to_acc() * x.to_acc()).sum();
+                *r = E::Acc::of(1.0) / (sum / E::Acc::of(d as f64) + E::Acc::of(eps)).sqrt();
+                for ((y, x), &w) in y.iter_mut().zip(x).zip(w) {
+                    *y = E::from_acc(x.to_acc() * *r * w);
+                }
+            }
+        },
+    );
+    Ok((Tensor::new(y, x.shape()), Tensor::new(rstd, &[n])))
+}

@@ -1,0 +1,121 @@
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::tape::{Backward, Sink, Source, Tape, Var};
+use crate::{Element, Real, Tensor, dispatch};
+
+/// Cosines and sines by position, shared by all layers.
+#[derive(Debug)]
+pub struct RopeTable {
+    /// `[positions, rotary_dim / 2]` each, in f64.
+    cos: Vec<f64>,
+    sin: Vec<f64>,
+    half: usize,
+    positions: usize,
+}
+
+impl RopeTable {
+    /// From the inverse frequencies (one for each rotated pair), for positions 0 to `positions` - 1. Cosines and sines
+    /// are multiplied by `scale` (1 but for YaRN and longrope).
+    ///
+    /// The angle is rounded to f32 like transformers', so that long positions agree with it.
+    pub fn new(inverse_frequencies: &[f32], positions: usize, scale: f64) -> RopeTable {
+        let half = inverse_frequencies.len();
+        let angles =
+            (0..positions).flat_map(|p| inverse_frequencies.iter().map(move |&f| (p as f32 * f) as f64));
+        let (cos, sin) = angles.map(|a| (a.cos() * scale, a.sin() * scale)).unzip();
+        RopeTable { cos, sin, half, positions }
+    }
+
+    /// θ^(-2i/d) for i in 0..d/2 (Su et al., arXiv 2104.09864).
+    pub fn default_frequencies(rotary_dim: usize, theta: f64) -> Vec<f32> {
+        (0..rotary_dim / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / rotary_dim as f32)).collect()
+    }
+
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+}
+
+struct RopeBackward {
+    x: Source,
+    table: Arc<RopeTable>,
+    positions: Arc<[u32]>,
+    head_dim: usize,
+}
+
+impl Backward for RopeBackward {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+    fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
+        let dx = dispatch!(dy.dtype(), E => {
+            rotate::<E>(&dy, &self.table, &self.positions, self.head_dim, -1.0)?
+        });
+        grads.add(self.x, dx)
+    }
+}
+
+fn rotate<E: Element>(
+    x: &Tensor,
+    table: &RopeTable,
+    positions: &[u32],
+    head_dim: usize,
+    direction: f64,
+) -> Result<Tensor> {
+    let (cols, half) = (x.cols(), table.half);
+    let mut y = x.slice::<E>()?.to_vec();
+    y.par_chunks_mut(cols).zip(positions.par_iter()).with_min_len(16).for_each(|(row, &p)| {
+        let at = p as usize * half;
+        let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
+        for head in row.chunks_exact_mut(head_dim) {
+            let (first, rest) = head.split_at_mut(half);
+            for i in 0..half {
+                let (c, s) = (E::Acc::of(cos[i]), E::Acc::of(sin[i] * direction));
+                let (a, b) = (first[i].to_acc(), rest[i].to_acc());
+                first[i] = E::from_acc(a * c - b * s);
+                rest[i] = E::from_acc(b * c + a * s);
+            }
+        }
+    });
+    Ok(Tensor::new(y, x.shape()))
+}
+
+/// Rotary position embedding of x `[tokens, heads · head_dim]`: element i of a head's first half is paired with element
+/// i of its second half (Hugging Face's convention) and the pair is turned by position · frequency i. Elements past
+/// twice the number of frequencies stay as they are.
+///
+/// A rotation's transpose is the rotation back, so dx is dy turned by the negative angle. Nothing is saved.
+///
+/// # Errors
+/// If a position lies beyond the table.
+pub fn rope(
+    tape: &mut Tape<'_>,
+    x: &Var,
+    table: &Arc<RopeTable>,
+    positions: &Arc<[u32]>,
+    head_dim: usize,
+) -> Result<Var> {
+    let value = x.value();
+    if value.rows() != positions.len() || head_dim < 2 * table.half || !value.cols().is_multiple_of(head_dim)
+    {
+        return Err(Error::Shape {
+            op: "rope",
+            what: "input [tokens, heads * head_dim]".into(),
+            expected: format!("[{}, multiple of {head_dim} >= {}]", positions.len(), 2 * table.half),
+            got: format!("{:?}", value.shape()),
+        });
+    }
+    if let Some(&p) = positions.iter().find(|&&p| p as usize >= table.positions) {
+        return Err(Error::Index { op: "rope", what: "positions", index: p as usize, size: table.positions });
+    }
+    let y = dispatch!(value.dtype(), E => rotate::<E>(value, table, positions, head_dim, 1.0)?);
+    Ok(tape.record(y, x.needs_grad(), || RopeBackward {
+        x: x.source(),
+        table: table.clone(),
+        positions: positions.clone(),
+        head_dim,
+    }))
+}

@@ -1,0 +1,150 @@
+//! Trainable parameters and their gradients.
+
+use crate::error::{Error, Result, check_shape};
+use crate::{DType, Tensor};
+
+/// Names a trainable parameter of one [`Params`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ParamId(pub(crate) usize);
+
+impl ParamId {
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Param {
+    name: String,
+    value: Tensor,
+}
+
+/// The trainable parameters, in the order in which they were added (which fixes the order of every reduction over
+/// them). Their type is f32, or f64 when gradients are checked.
+#[derive(Clone, Debug, Default)]
+pub struct Params {
+    entries: Vec<Param>,
+}
+
+impl Params {
+    pub fn new() -> Params {
+        Params::default()
+    }
+
+    /// # Errors
+    /// If the name is taken, or the tensor is of a type that is not trained in (bf16).
+    pub fn add(&mut self, name: impl Into<String>, value: Tensor) -> Result<ParamId> {
+        let name = name.into();
+        if self.find(&name).is_some() {
+            return Err(Error::Invalid(format!("two trainable parameters are named '{name}'")));
+        }
+        if value.dtype() == DType::BF16 {
+            return Err(Error::Invalid(format!("parameter '{name}' is bf16; parameters are trained in f32")));
+        }
+        self.entries.push(Param { name, value });
+        Ok(ParamId(self.entries.len() - 1))
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+    pub fn ids(&self) -> impl Iterator<Item = ParamId> + use<> {
+        (0..self.entries.len()).map(ParamId)
+    }
+    pub fn name(&self, id: ParamId) -> &str {
+        &self.entries[id.0].name
+    }
+    pub fn value(&self, id: ParamId) -> &Tensor {
+        &self.entries[id.0].value
+    }
+    pub fn value_mut(&mut self, id: ParamId) -> &mut Tensor {
+        &mut self.entries[id.0].value
+    }
+    pub fn find(&self, name: &str) -> Option<ParamId> {
+        self.entries.iter().position(|p| p.name == name).map(ParamId)
+    }
+
+    /// Replaces a value.
+    ///
+    /// # Errors
+    /// If the shape differs.
+    pub fn set(&mut self, id: ParamId, value: Tensor) -> Result<()> {
+        let old = &mut self.entries[id.0];
+        check_shape("set parameter", &old.name, value.shape(), old.value.shape())?;
+        old.value = value.to_dtype(old.value.dtype());
+        Ok(())
+    }
+
+    /// Number of trainable numbers.
+    pub fn numel(&self) -> usize {
+        self.entries.iter().map(|p| p.value.numel()).sum()
+    }
+}
+
+/// Gradients by parameter, summed over the micro-batches of a step.
+#[derive(Clone, Debug)]
+pub struct Gradients {
+    by_param: Vec<Option<Tensor>>,
+}
+
+impl Gradients {
+    pub fn new(params: &Params) -> Gradients {
+        Gradients { by_param: vec![None; params.len()] }
+    }
+
+    pub fn get(&self, id: ParamId) -> Option<&Tensor> {
+        self.by_param.get(id.0).and_then(Option::as_ref)
+    }
+
+    pub(crate) fn add(&mut self, id: ParamId, grad: Tensor) -> Result<()> {
+        match &mut self.by_param[id.0] {
+            Some(sum) => sum.add_assign(&grad)?,
+            empty => *empty = Some(grad),
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// Naming the first parameter that no gradient arrived at.
+    pub fn check_complete(&self, params: &Params) -> Result<()> {
+        match params.ids().find(|&id| self.get(id).is_none()) {
+            Some(id) => Err(Error::MissingGradient(params.name(id).to_string())),
+            None => Ok(()),
+        }
+    }
+
+    /// The Euclidean norm of all gradients together, summed in f64 in a fixed order.
+    pub fn norm(&self) -> f64 {
+        self.by_param.iter().flatten().map(sum_of_squares).sum::<f64>().sqrt()
+    }
+
+    /// Multiplies every gradient.
+    pub fn scale(&mut self, factor: f64) {
+        self.by_param.iter_mut().flatten().for_each(|g| g.scale_assign(factor));
+    }
+
+    /// Name of the first parameter whose gradient is not finite.
+    pub fn first_non_finite<'p>(&self, params: &'p Params) -> Option<&'p str> {
+        params.ids().find(|&id| self.get(id).is_some_and(|g| !g.is_finite())).map(|id| params.name(id))
+    }
+
+    /// Forgets the gradients.
+    pub fn clear(&mut self) {
+        self.by_param.iter_mut().for_each(|g| *g = None);
+    }
+}
+
+fn sum_of_squares(t: &Tensor) -> f64 {
+    use rayon::prelude::*;
+    crate::dispatch!(t.dtype(), E => {
+        let s = t.slice::<E>().expect("dispatched on its own type");
+        let parts: Vec<f64> = s
+            .par_chunks(crate::tensor::CHUNK)
+            .map(|c| c.iter().map(|x| { let x = crate::Real::f64(crate::Element::to_acc(*x)); x * x }).sum())
+            .collect();
+        parts.into_iter().sum()
+    })
+}

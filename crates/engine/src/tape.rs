@@ -1,0 +1,191 @@
+//! The tape: records ops with what their backward needs, and replays them in reverse.
+//!
+//! Ops are few and big, and each writes its own backward; the tape knows no mathematics. A value that no trainable
+//! parameter flows into carries no node, is saved by nothing, and costs nothing in the backward pass.
+
+use crate::error::{Error, Result, check_shape};
+use crate::param::{Gradients, ParamId, Params};
+use crate::rng::Key;
+use crate::{DType, Tensor};
+
+/// A value on the tape.
+#[derive(Clone, Debug)]
+pub struct Var {
+    value: Tensor,
+    node: Option<usize>,
+}
+
+impl Var {
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+    /// Whether a trainable parameter flows into this value.
+    pub fn needs_grad(&self) -> bool {
+        self.node.is_some()
+    }
+    pub(crate) fn source(&self) -> Source {
+        Source(self.node)
+    }
+}
+
+/// Where an op's input came from: what a backward needs of an input whose value it does not need.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source(Option<usize>);
+
+impl Source {
+    pub fn needs_grad(self) -> bool {
+        self.0.is_some()
+    }
+}
+
+/// What an op leaves on the tape.
+pub(crate) trait Backward: Send {
+    fn name(&self) -> &'static str;
+    /// Takes the gradient of the output and adds the gradients of the inputs. What was saved is freed on the way.
+    fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()>;
+}
+
+struct Node {
+    op: Option<Box<dyn Backward>>,
+    shape: Vec<usize>,
+}
+
+/// Where backwards put gradients.
+pub(crate) struct Sink<'a> {
+    by_node: &'a mut [Option<Tensor>],
+    by_param: &'a mut Gradients,
+    pub params: &'a Params,
+}
+
+impl Sink<'_> {
+    pub fn add(&mut self, to: Source, grad: Tensor) -> Result<()> {
+        let Some(i) = to.0 else { return Ok(()) };
+        match &mut self.by_node[i] {
+            Some(sum) => sum.add_assign(&grad)?,
+            empty => *empty = Some(grad),
+        }
+        Ok(())
+    }
+
+    pub fn add_param(&mut self, id: ParamId, grad: Tensor) -> Result<()> {
+        check_shape("gradient", self.params.name(id), grad.shape(), self.params.value(id).shape())?;
+        self.by_param.add(id, grad)
+    }
+}
+
+/// Whether the pass is for training (dropout and noise on) or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Dropout and noise on, ops recorded; randomness is drawn under this key (seed, step, micro-batch).
+    Train(Key),
+    /// Ops recorded, nothing random: for checking gradients.
+    Grad,
+    /// Nothing recorded, nothing random.
+    Infer,
+}
+
+/// One forward pass and its reversal.
+pub struct Tape<'p> {
+    params: &'p Params,
+    mode: Mode,
+    nodes: Vec<Node>,
+    sites: u64,
+}
+
+impl<'p> Tape<'p> {
+    pub fn new(params: &'p Params, mode: Mode) -> Tape<'p> {
+        Tape { params, mode, nodes: Vec::new(), sites: 0 }
+    }
+
+    pub fn params(&self) -> &'p Params {
+        self.params
+    }
+
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// A value that gradients stop at.
+    pub fn constant(&self, value: Tensor) -> Var {
+        Var { value, node: None }
+    }
+
+    /// A trainable parameter as a value, for ops that take it like any other input.
+    pub fn param(&mut self, id: ParamId) -> Var {
+        struct Leaf(ParamId);
+        impl Backward for Leaf {
+            fn name(&self) -> &'static str {
+                "parameter"
+            }
+            fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
+                grads.add_param(self.0, dy)
+            }
+        }
+        let value = self.params.value(id).clone();
+        self.record(value, true, || Leaf(id))
+    }
+
+    /// The random key of the next site in this pass, when randomness is on. Sites are numbered in the order of the
+    /// forward pass, which is the same in every pass.
+    pub(crate) fn next_key(&mut self) -> Option<Key> {
+        let Mode::Train(key) = self.mode else { return None };
+        self.sites += 1;
+        Some(key.with(self.sites))
+    }
+
+    /// Puts an op's result on the tape; `op` is only made (and its saved tensors only kept) when a gradient is needed.
+    pub(crate) fn record<B: Backward + 'static>(
+        &mut self,
+        value: Tensor,
+        needs_grad: bool,
+        op: impl FnOnce() -> B,
+    ) -> Var {
+        if !needs_grad || self.mode == Mode::Infer {
+            return Var { value, node: None };
+        }
+        self.nodes.push(Node { op: Some(Box::new(op())), shape: value.shape().to_vec() });
+        Var { value, node: Some(self.nodes.len() - 1) }
+    }
+
+    /// Bytes of nothing: the number of recorded ops, for tests of what is recorded.
+    pub fn recorded(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Adds `seed` · d`loss`/dp to the gradient of every trainable parameter p.
+    ///
+    /// # Errors
+    /// If the loss does not depend on any parameter, is not a scalar, or an op's backward fails.
+    pub fn backward(self, loss: &Var, seed: f64, gradients: &mut Gradients) -> Result<()> {
+        let last = loss.node.ok_or(Error::NotRecorded("backward"))?;
+        if loss.value.numel() != 1 {
+            return Err(Error::Shape {
+                op: "backward",
+                what: "loss".into(),
+                expected: "a scalar".into(),
+                got: format!("{:?}", loss.value.shape()),
+            });
+        }
+        let one = Tensor::from_reals(vec![seed], loss.value.shape(), DType::F64).to_dtype(loss.value.dtype());
+        self.backward_from(last, one, gradients)
+    }
+
+    /// Like [`Tape::backward`] for a value of any shape and its gradient `dy`.
+    pub fn backward_with(self, var: &Var, dy: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let last = var.node.ok_or(Error::NotRecorded("backward"))?;
+        self.backward_from(last, dy, gradients)
+    }
+
+    fn backward_from(mut self, last: usize, dy: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let mut by_node: Vec<Option<Tensor>> = vec![None; last + 1];
+        by_node[last] = Some(dy);
+        for i in (0..=last).rev() {
+            let node = &mut self.nodes[i];
+            let (Some(dy), Some(op)) = (by_node[i].take(), node.op.take()) else { continue };
+            check_shape(op.name(), "gradient of the output", dy.shape(), &node.shape)?;
+            let mut sink = Sink { by_node: &mut by_node, by_param: gradients, params: self.params };
+            op.backward(dy, &mut sink)?;
+        }
+        Ok(())
+    }
+}

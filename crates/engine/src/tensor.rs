@@ -1,0 +1,276 @@
+//! Dense, contiguous, row-major tensors. Cloning shares the storage; writing copies it first if it is shared.
+
+use std::sync::Arc;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::{DType, Element, Real, dispatch};
+
+/// Where a tensor lives. A CUDA device becomes a second variant (with its ordinal); no code may assume one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Device {
+    #[default]
+    Cpu,
+}
+
+/// Host storage of a tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Buffer {
+    F64(Vec<f64>),
+    F32(Vec<f32>),
+    BF16(Vec<bf16>),
+}
+
+impl Buffer {
+    fn zeros(dtype: DType, n: usize) -> Buffer {
+        dispatch!(dtype, E => E::buffer(vec![E::default(); n]))
+    }
+    pub fn len(&self) -> usize {
+        match self {
+            Buffer::F64(v) => v.len(),
+            Buffer::F32(v) => v.len(),
+            Buffer::BF16(v) => v.len(),
+        }
+    }
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    pub fn dtype(&self) -> DType {
+        match self {
+            Buffer::F64(_) => DType::F64,
+            Buffer::F32(_) => DType::F32,
+            Buffer::BF16(_) => DType::BF16,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Storage {
+    Cpu(Arc<Buffer>),
+}
+
+/// A dense tensor.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    shape: Vec<usize>,
+    storage: Storage,
+}
+
+/// Elements per task of an elementwise pass; fixed, so that results do not depend on the number of threads.
+pub(crate) const CHUNK: usize = 16 * 1024;
+
+impl Tensor {
+    /// # Errors
+    /// If `data` does not hold as many elements as `shape` asks for.
+    pub fn from_vec<E: Element>(data: Vec<E>, shape: &[usize]) -> Result<Tensor> {
+        let n: usize = shape.iter().product();
+        if n != data.len() {
+            return Err(Error::Shape {
+                op: "tensor",
+                what: format!("data of shape {shape:?}"),
+                expected: format!("{n} elements"),
+                got: format!("{}", data.len()),
+            });
+        }
+        Ok(Tensor { shape: shape.to_vec(), storage: Storage::Cpu(Arc::new(E::buffer(data))) })
+    }
+
+    /// For results whose size follows from the computation that made them.
+    pub(crate) fn new<E: Element>(data: Vec<E>, shape: &[usize]) -> Tensor {
+        Tensor::from_vec(data, shape).expect("the op computed as many elements as its shape has")
+    }
+
+    pub fn zeros(dtype: DType, shape: &[usize]) -> Tensor {
+        let n = shape.iter().product();
+        Tensor { shape: shape.to_vec(), storage: Storage::Cpu(Arc::new(Buffer::zeros(dtype, n))) }
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Rows when seen as a matrix: everything but the last dimension.
+    pub fn rows(&self) -> usize {
+        self.shape[..self.shape.len().saturating_sub(1)].iter().product()
+    }
+
+    /// Size of the last dimension.
+    pub fn cols(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    pub fn dtype(&self) -> DType {
+        match &self.storage {
+            Storage::Cpu(b) => b.dtype(),
+        }
+    }
+
+    pub fn device(&self) -> Device {
+        match &self.storage {
+            Storage::Cpu(_) => Device::Cpu,
+        }
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.numel() * self.dtype().size()
+    }
+
+    /// The elements on the host.
+    ///
+    /// # Errors
+    /// If the tensor's type is not `E`.
+    pub fn slice<E: Element>(&self) -> Result<&[E]> {
+        let Storage::Cpu(b) = &self.storage;
+        E::slice(b).ok_or(Error::DType { op: "slice", what: "tensor", expected: E::DTYPE, got: b.dtype() })
+    }
+
+    /// The elements for writing; copies them first when another tensor shares them.
+    pub fn slice_mut<E: Element>(&mut self) -> Result<&mut [E]> {
+        let Storage::Cpu(b) = &mut self.storage;
+        let got = b.dtype();
+        E::slice_mut(Arc::make_mut(b)).ok_or(Error::DType {
+            op: "slice_mut",
+            what: "tensor",
+            expected: E::DTYPE,
+            got,
+        })
+    }
+
+    /// The same elements under another shape.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Tensor> {
+        if shape.iter().product::<usize>() != self.numel() {
+            return Err(Error::Shape {
+                op: "reshape",
+                what: format!("{shape:?}"),
+                expected: format!("{} elements", self.numel()),
+                got: format!("{}", shape.iter().product::<usize>()),
+            });
+        }
+        Ok(Tensor { shape: shape.to_vec(), storage: self.storage.clone() })
+    }
+
+    /// The elements in the type `R`, borrowed when they already are.
+    pub fn reals<R: Real>(&self) -> std::borrow::Cow<'_, [R]> {
+        self.rows_as::<R>(0, self.rows())
+    }
+
+    /// Rows `[start, end)` in the type `R`, borrowed when they already are.
+    pub(crate) fn rows_as<R: Real>(&self, start: usize, end: usize) -> std::borrow::Cow<'_, [R]> {
+        let Storage::Cpu(buffer) = &self.storage;
+        let range = start * self.cols()..end * self.cols();
+        if let Some(s) = R::slice(buffer) {
+            return std::borrow::Cow::Borrowed(&s[range]);
+        }
+        dispatch!(self.dtype(), E => {
+            let s = E::slice(buffer).expect("dispatched on its own type");
+            std::borrow::Cow::Owned(map_to_vec(&s[range], |x| R::of(x.to_acc().f64())))
+        })
+    }
+
+    /// A tensor of type `dtype` from computed reals, rounded once.
+    pub(crate) fn from_reals<R: Real>(data: Vec<R>, shape: &[usize], dtype: DType) -> Tensor {
+        if dtype == R::DTYPE {
+            return Tensor::new(data, shape);
+        }
+        dispatch!(dtype, E => {
+            Tensor::new(map_to_vec::<R, E>(&data, |x| E::from_acc(<E as Element>::Acc::of(x.f64()))), shape)
+        })
+    }
+
+    pub fn to_dtype(&self, dtype: DType) -> Tensor {
+        if dtype == self.dtype() {
+            return self.clone();
+        }
+        dispatch!(self.dtype(), E => {
+            let data = self.slice::<E>().expect("dispatched on its own type").iter().map(|x| x.to_acc()).collect();
+            Tensor::from_reals::<<E as Element>::Acc>(data, &self.shape, dtype)
+        })
+    }
+
+    /// All elements as f64, for tests and small read-outs.
+    pub fn to_f64_vec(&self) -> Vec<f64> {
+        self.reals::<f64>().into_owned()
+    }
+
+    /// The only element of a scalar.
+    pub fn item(&self) -> f64 {
+        self.to_f64_vec().first().copied().unwrap_or(f64::NAN)
+    }
+
+    /// self += other, elementwise, in the compute type, rounded once.
+    pub fn add_assign(&mut self, other: &Tensor) -> Result<()> {
+        crate::error::check_shape("add", "second operand", other.shape(), self.shape())?;
+        let dtype = self.dtype();
+        dispatch!(dtype, E => {
+            if other.dtype() == dtype {
+                let b = other.slice::<E>()?;
+                zip_mut(self.slice_mut::<E>()?, b, |x, y| *x = E::from_acc(x.to_acc() + y.to_acc()));
+            } else {
+                let b = other.reals::<<E as Element>::Acc>().into_owned();
+                zip_mut(self.slice_mut::<E>()?, &b, |x, &y| *x = E::from_acc(x.to_acc() + y));
+            }
+        });
+        Ok(())
+    }
+
+    /// self *= factor, elementwise.
+    pub fn scale_assign(&mut self, factor: f64) {
+        dispatch!(self.dtype(), E => {
+            let f = <E as Element>::Acc::of(factor);
+            let s = self.slice_mut::<E>().expect("dispatched on its own type");
+            s.par_chunks_mut(CHUNK).for_each(|c| c.iter_mut().for_each(|x| *x = E::from_acc(x.to_acc() * f)));
+        })
+    }
+
+    /// True when every element is a finite number.
+    pub fn is_finite(&self) -> bool {
+        dispatch!(self.dtype(), E => {
+            let s = self.slice::<E>().expect("dispatched on its own type");
+            s.par_chunks(CHUNK).all(|c| c.iter().all(|x| x.to_acc().f64().is_finite()))
+        })
+    }
+
+    /// Rows of a matrix picked by index.
+    pub fn select_rows(&self, rows: &[usize]) -> Result<Tensor> {
+        let (n, d) = (self.rows(), self.cols());
+        if let Some(&bad) = rows.iter().find(|&&r| r >= n) {
+            return Err(Error::Index { op: "select_rows", what: "rows", index: bad, size: n });
+        }
+        dispatch!(self.dtype(), E => {
+            let s = self.slice::<E>()?;
+            let mut out = Vec::with_capacity(rows.len() * d);
+            rows.iter().for_each(|&r| out.extend_from_slice(&s[r * d..(r + 1) * d]));
+            Ok(Tensor::new(out, &[rows.len(), d]))
+        })
+    }
+}
+
+/// A parallel elementwise map into a new vector.
+pub(crate) fn map_to_vec<A: Copy + Send + Sync, B: Copy + Default + Send>(
+    src: &[A],
+    f: impl Fn(A) -> B + Sync,
+) -> Vec<B> {
+    let mut out = vec![B::default(); src.len()];
+    out.par_chunks_mut(CHUNK).zip(src.par_chunks(CHUNK)).for_each(|(o, s)| {
+        for (o, &s) in o.iter_mut().zip(s) {
+            *o = f(s);
+        }
+    });
+    out
+}
+
+/// A parallel elementwise pass over two slices of equal length.
+pub(crate) fn zip_mut<A: Send, B: Sync>(a: &mut [A], b: &[B], f: impl Fn(&mut A, &B) + Sync) {
+    a.par_chunks_mut(CHUNK).zip(b.par_chunks(CHUNK)).for_each(|(a, b)| {
+        for (a, b) in a.iter_mut().zip(b) {
+            f(a, b);
+        }
+    });
+}
