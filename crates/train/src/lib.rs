@@ -1,1 +1,4 @@
-//! loratune-train
+//! A run: configuration, data, the loop, checkpoints, evaluation, reports.
+
+pub mod config;
+pub mod schedule;

@@ -1,0 +1,247 @@
+//! Keys with a fixed set of values. Each enum stands with its spellings, and with the peers' spellings that are not built yet.
+
+use super::field::{Field, Problem};
+use super::value::Value;
+use crate::schedule::ScheduleKind;
+
+/// One line per value: variant, spelling, further spellings of the same. `not_yet` lists known values to refuse by name.
+macro_rules! choices {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal $(| $also:literal)*),+ $(,)? }
+     not_yet [$($later:literal),* $(,)?]) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$vmeta])* $variant),+ }
+
+        impl $name {
+            /// The spelling in a configuration file.
+            pub fn name(self) -> &'static str {
+                match self { $($name::$variant => $text),+ }
+            }
+        }
+
+        impl Field for $name {
+            const TEXT: bool = true;
+            fn expected() -> String {
+                one_of(&[$($text),+])
+            }
+            fn parse(value: &Value) -> Result<Self, Problem> {
+                const LATER: &[&str] = &[$($later),*];
+                let text = match value {
+                    Value::Str(s) => s.trim().to_ascii_lowercase(),
+                    // YAML 1.1 reads a bare `no` as false.
+                    Value::Bool(false) => "no".to_string(),
+                    _ => return Err(Problem::Type),
+                };
+                match text.as_str() {
+                    $($text $(| $also)* => Ok($name::$variant),)+
+                    other if LATER.contains(&other) => Err(not_yet(&[$($text),+])),
+                    _ => Err(Problem::Type),
+                }
+            }
+            fn to_value(&self) -> Value {
+                Value::Str(self.name().into())
+            }
+        }
+    };
+}
+
+fn one_of(names: &[&str]) -> String {
+    match names {
+        [one] => one.to_string(),
+        [head @ .., last] => format!("{} or {last}", head.join(", ")),
+        [] => String::new(),
+    }
+}
+
+fn not_yet(have: &[&str]) -> Problem {
+    Problem::Refused(format!("loratune does not have it yet; it has {}", one_of(have)))
+}
+
+choices! {
+    /// What is learned from a row (`stage`).
+    Stage {
+        /// Supervised: prompts and responses.
+        Sft = "sft",
+        /// Pre-training: running text, every token trained.
+        Pt = "pt",
+    }
+    not_yet ["rm", "ppo", "dpo", "kto"]
+}
+
+choices! {
+    /// Which weights are trained (`finetuning_type`).
+    Finetuning {
+        /// Low-rank adapters on a frozen base.
+        Lora = "lora",
+        /// All weights.
+        Full = "full",
+    }
+    not_yet ["freeze", "oft"]
+}
+
+choices! {
+    /// When to evaluate (`eval_strategy`).
+    EvalStrategy {
+        /// Never.
+        No = "no",
+        /// Every `eval_steps`.
+        Steps = "steps",
+        /// After each epoch.
+        Epoch = "epoch",
+    }
+    not_yet []
+}
+
+choices! {
+    /// When to write a checkpoint (`save_strategy`).
+    SaveStrategy {
+        /// Only the final result.
+        No = "no",
+        /// Every `save_steps`.
+        Steps = "steps",
+        /// After each epoch.
+        Epoch = "epoch",
+    }
+    not_yet ["best"]
+}
+
+choices! {
+    /// What decides which checkpoint is the best (`metric_for_best_model`).
+    Metric {
+        /// The loss on the evaluation rows; smaller is better.
+        EvalLoss = "eval_loss" | "loss",
+    }
+    not_yet ["accuracy", "eval_accuracy", "perplexity", "eval_perplexity"]
+}
+
+choices! {
+    /// The optimiser (`optim`).
+    Optimizer {
+        /// AdamW with decoupled weight decay, PyTorch's formula.
+        AdamW = "adamw_torch" | "adamw_torch_fused" | "adamw_hf",
+    }
+    not_yet ["adamw_8bit", "adamw_bnb_8bit", "paged_adamw", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor", "sgd",
+             "adagrad", "rmsprop", "lion_32bit", "lion_8bit", "paged_lion_8bit", "paged_lion_32bit", "ademamix",
+             "adamw_apex_fused", "adamw_anyprecision", "adamw_torch_8bit", "adamw_torch_4bit", "galore_adamw",
+             "lomo", "adalomo", "grokadamw", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw", "muon"]
+}
+
+choices! {
+    /// Storage of the frozen base weights (`dtype`).
+    BaseDtype {
+        /// bfloat16 when `bf16` or `pure_bf16` is on, else float32.
+        Auto = "auto",
+        /// 32 bits.
+        Float32 = "float32" | "fp32",
+        /// 16 bits with float32's range.
+        Bfloat16 = "bfloat16" | "bf16",
+    }
+    not_yet ["float16", "fp16", "half"]
+}
+
+choices! {
+    /// Where the numbers go besides the files of every run (`report_to`).
+    Reporter {
+        /// Event files under `output_dir/runs`.
+        TensorBoard = "tensorboard",
+    }
+    not_yet ["all", "wandb", "swanlab", "mlflow", "comet_ml", "neptune", "clearml", "trackio", "dvclive", "codecarbon",
+             "azure_ml", "dagshub", "flyte"]
+}
+
+impl Field for Vec<Reporter> {
+    const TEXT: bool = true;
+    fn expected() -> String {
+        "none or tensorboard".into()
+    }
+    fn parse(value: &Value) -> Result<Self, Problem> {
+        match value {
+            Value::Null => Ok(Vec::new()),
+            Value::Str(s) if s.trim() == "none" => Ok(Vec::new()),
+            _ => {
+                let mut reporters = Vec::new();
+                for name in Vec::<String>::parse(value)? {
+                    if name != "none" {
+                        reporters.push(Reporter::parse(&Value::Str(name))?);
+                    }
+                }
+                reporters.dedup();
+                Ok(reporters)
+            }
+        }
+    }
+    fn to_value(&self) -> Value {
+        match self.as_slice() {
+            [] => Value::Str("none".into()),
+            many => Value::List(many.iter().map(Field::to_value).collect()),
+        }
+    }
+}
+
+choices! {
+    /// What computes (`device`).
+    Device {
+        /// The processor.
+        Cpu = "cpu",
+    }
+    not_yet ["auto", "cuda", "cuda:0", "gpu", "mps"]
+}
+
+/// How adapters start (`init_lora_weights`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InitLora {
+    /// PEFT's `true`: A uniform in ±1/√in, B zero.
+    Kaiming,
+    /// A normal with standard deviation 1/r, B zero.
+    Gaussian,
+}
+
+/// PEFT's other initialisers: the one place that says which are still to come.
+const INIT_NOT_YET: [&str; 9] =
+    ["orthogonal", "pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica", "pissa_niter_"];
+
+impl Field for InitLora {
+    fn expected() -> String {
+        "true or gaussian".into()
+    }
+    fn parse(value: &Value) -> Result<Self, Problem> {
+        match value {
+            Value::Bool(true) => Ok(InitLora::Kaiming),
+            Value::Bool(false) => Err(Problem::Refused(
+                "PEFT's random B would change the model before the first step; use true or gaussian".into(),
+            )),
+            Value::Str(s) => match s.trim().to_ascii_lowercase().as_str() {
+                "true" => Ok(InitLora::Kaiming),
+                "gaussian" => Ok(InitLora::Gaussian),
+                name if INIT_NOT_YET.contains(&name) || name.starts_with("pissa_niter_") => {
+                    Err(not_yet(&["true", "gaussian"]))
+                }
+                _ => Err(Problem::Type),
+            },
+            _ => Err(Problem::Type),
+        }
+    }
+    fn to_value(&self) -> Value {
+        match self {
+            InitLora::Kaiming => Value::Bool(true),
+            InitLora::Gaussian => Value::Str("gaussian".into()),
+        }
+    }
+}
+
+impl Field for ScheduleKind {
+    const TEXT: bool = true;
+    fn expected() -> String {
+        one_of(&ScheduleKind::ALL.map(|(_, name)| name))
+    }
+    fn parse(value: &Value) -> Result<Self, Problem> {
+        let Value::Str(name) = value else { return Err(Problem::Type) };
+        match name.trim() {
+            "reduce_lr_on_plateau" | "greedy" => Err(not_yet(&ScheduleKind::ALL.map(|(_, name)| name))),
+            name => ScheduleKind::from_name(name).ok_or(Problem::Type),
+        }
+    }
+    fn to_value(&self) -> Value {
+        Value::Str(self.name().into())
+    }
+}

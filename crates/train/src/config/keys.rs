@@ -1,0 +1,321 @@
+//! The registry: every key of a run's configuration, once.
+//!
+//! To add a key, add its lines here. Parsing, overrides, unknown-key suggestions, the README's table, `print-config` and
+//! the field of [`RunConfig`] all come from this list; only what concerns several keys at once is in `validate.rs`.
+
+use super::choices::*;
+use super::field::{Field, Kwargs, Limit, Problem, Resume, Steps, Targets};
+use super::value::Value;
+
+/// Whose meaning a key has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// transformers' `TrainingArguments`.
+    HuggingFace,
+    /// LLaMA-Factory's arguments.
+    LlamaFactory,
+    /// PEFT's `LoraConfig`.
+    Peft,
+    /// loratune's own.
+    Loratune,
+}
+
+impl Source {
+    /// The name for tables and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Source::HuggingFace => "Hugging Face",
+            Source::LlamaFactory => "LLaMA-Factory",
+            Source::Peft => "PEFT",
+            Source::Loratune => "loratune",
+        }
+    }
+}
+
+/// A further condition on a key's value: the words for the message, and the test.
+#[derive(Debug, Clone, Copy)]
+pub struct Rule {
+    /// Completes "expected a whole number, …".
+    pub text: &'static str,
+    /// Whether the value is good; absent values are not asked.
+    pub ok: fn(&Value) -> bool,
+}
+
+fn number(value: &Value, ok: fn(f64) -> bool) -> bool {
+    value.as_f64().is_some_and(ok)
+}
+
+const AT_LEAST_1: Rule = Rule { text: "at least 1", ok: |v| number(v, |x| x >= 1.0) };
+const AT_LEAST_2: Rule = Rule { text: "at least 2", ok: |v| number(v, |x| x >= 2.0) };
+const NOT_NEGATIVE: Rule = Rule { text: "at least 0", ok: |v| number(v, |x| x >= 0.0) };
+const POSITIVE: Rule = Rule { text: "above 0", ok: |v| number(v, |x| x > 0.0) };
+const BELOW_1: Rule =
+    Rule { text: "from 0 up to, but not, 1", ok: |v| number(v, |x| (0.0..1.0).contains(&x)) };
+const VAL_SIZE: Rule = Rule {
+    text: "a share below 1 or a whole number of rows from 2 (a bare 1 is neither)",
+    ok: |v| number(v, |x| (0.0..1.0).contains(&x) || (x >= 2.0 && x.fract() == 0.0)),
+};
+const ALL_ROWS: Rule =
+    Rule { text: "at least 1; leave it out for all rows", ok: |v| number(v, |x| x >= 1.0) };
+const NOT_ALL: Rule =
+    Rule { text: "not all, which would leave nothing to adapt", ok: |v| *v != Value::Str("all".into()) };
+const ONE_ADAPTER: Rule = Rule {
+    text: "one adapter folder (several at once are not supported yet)",
+    ok: |v| !matches!(v, Value::Str(s) if s.contains(',')),
+};
+
+/// One key of the configuration.
+#[derive(Clone, Copy)]
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// Other spellings that mean the same.
+    pub aliases: &'static [&'static str],
+    /// Other spellings that still work and get a note.
+    pub deprecated: &'static [&'static str],
+    /// The heading it stands under.
+    pub group: &'static str,
+    /// One paragraph, without line breaks.
+    pub doc: &'static str,
+    /// Whose meaning it has.
+    pub source: Source,
+    /// Range beyond the type.
+    pub rule: Option<Rule>,
+    /// The default in words where it depends on other keys.
+    pub default_words: Option<&'static str>,
+    /// A line to show when this key is required and missing.
+    pub required: Option<&'static str>,
+    /// Whether `key=value` takes the value as text.
+    pub is_text: bool,
+    /// What it expects, without the rule.
+    pub expected: fn() -> String,
+    /// Reads the value into the configuration.
+    pub set: fn(&mut RunConfig, &Value) -> Result<(), Problem>,
+    /// Back to the default.
+    pub reset: fn(&mut RunConfig),
+    /// The value as it stands in the configuration.
+    pub get: fn(&RunConfig) -> Value,
+}
+
+impl Key {
+    /// Type and range, for messages.
+    pub fn expectation(&self) -> String {
+        match self.rule {
+            Some(rule) => format!("{}, {}", (self.expected)(), rule.text),
+            None => (self.expected)(),
+        }
+    }
+
+    /// All spellings, the name first.
+    pub fn spellings(&self) -> impl Iterator<Item = &'static str> {
+        [self.name].into_iter().chain(self.aliases.iter().copied()).chain(self.deprecated.iter().copied())
+    }
+
+    /// The key of that name or alias.
+    pub fn find(name: &str) -> Option<&'static Key> {
+        KEYS.iter().find(|key| key.spellings().any(|s| s == name))
+    }
+}
+
+/// `or_none!(expr?)`: `Some(expr)` if the optional part was written.
+macro_rules! or_none {
+    () => {
+        None
+    };
+    ($value:expr) => {
+        Some($value)
+    };
+}
+
+macro_rules! run_config {
+    ($($group:literal { $(
+        $(#[doc = $doc:literal])+
+        $name:ident: $ty:ty = $default:expr, $source:ident
+        $(, alias $alias:literal)* $(, deprecated $old:literal)* $(, rule $rule:expr)? $(, words $words:literal)?
+        $(, required $required:literal)? ;
+    )+ })+) => {
+        /// A run's configuration with every value decided. Its fields are the keys of the file, documented there.
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct RunConfig { $($(
+            $(#[doc = $doc])+
+            pub $name: $ty,
+        )+)+ }
+
+        impl Default for RunConfig {
+            /// Every key at its default; `model_name_or_path`, `dataset` and `output_dir` are still empty.
+            fn default() -> Self {
+                RunConfig { $($($name: $default,)+)+ }
+            }
+        }
+
+        /// Every key, in the order of the documentation and of `to_yaml`.
+        pub static KEYS: &[Key] = &[ $($( Key {
+            name: stringify!($name),
+            aliases: &[$($alias),*],
+            deprecated: &[$($old),*],
+            group: $group,
+            doc: concat!($($doc),+),
+            source: Source::$source,
+            rule: or_none!($($rule)?),
+            default_words: or_none!($($words)?),
+            required: or_none!($($required)?),
+            is_text: <$ty as Field>::TEXT,
+            expected: <$ty as Field>::expected,
+            set: |config, value| {
+                config.$name = <$ty as Field>::parse(value)?;
+                Ok(())
+            },
+            reset: |config| config.$name = $default,
+            get: |config| config.$name.to_value(),
+        }, )+)+ ];
+    };
+}
+
+run_config! {
+    "Model" {
+        /// The base model: a Hugging Face folder or a GGUF file.
+        model_name_or_path: String = String::new(), HuggingFace, required "model_name_or_path: models/SmolLM2-135M";
+        /// Go on training this PEFT adapter; rank, alpha and targets are then the adapter's.
+        adapter_name_or_path: Option<String> = None, LlamaFactory, rule ONE_ADAPTER;
+        /// Start from random weights; only the model's config and tokenizer are read.
+        train_from_scratch: bool = false, LlamaFactory;
+        /// Storage of the frozen base weights: `auto` is bfloat16 with bf16 or pure_bf16, else float32.
+        dtype: BaseDtype = BaseDtype::Auto, HuggingFace, alias "torch_dtype";
+    }
+    "Method" {
+        /// `sft` (prompts and responses) or `pt` (running text, every token trained).
+        stage: Stage = Stage::Sft, LlamaFactory;
+        /// `lora` trains adapters on the frozen base, `full` trains all weights.
+        finetuning_type: Finetuning = Finetuning::Lora, LlamaFactory;
+        /// Rank of the adapters.
+        lora_rank: u64 = 8, LlamaFactory, alias "r", rule AT_LEAST_1;
+        /// Scale: an adapter's output is multiplied by lora_alpha / lora_rank.
+        lora_alpha: Option<f64> = None, LlamaFactory, rule POSITIVE, words "2 × lora_rank";
+        /// Dropout on the adapters' input.
+        lora_dropout: f64 = 0.0, LlamaFactory, rule BELOW_1;
+        /// Modules to adapt: `all` (`all-linear`), names as a list or with commas, or a regular expression for the whole
+        /// path. Text is a regular expression if it holds anything but letters, digits, `_`, `.`, `-`, commas and spaces.
+        lora_target: Targets = Targets::AllLinear, LlamaFactory, alias "target_modules";
+        /// Modules to leave out, written like lora_target.
+        exclude_modules: Option<Targets> = None, Peft, rule NOT_ALL;
+        /// Adapt only the layers with these indices.
+        layers_to_transform: Option<Vec<u64>> = None, Peft;
+        /// Ranks that differ by module; the first matching key counts.
+        rank_pattern: Vec<(String, u64)> = Vec::new(), Peft;
+        /// Alphas that differ by module; the first matching key counts.
+        alpha_pattern: Vec<(String, f64)> = Vec::new(), Peft;
+        /// Scale by lora_alpha / √lora_rank instead.
+        use_rslora: bool = false, LlamaFactory;
+        /// How adapters start: `true` (uniform A, zero B) or `gaussian`.
+        init_lora_weights: InitLora = InitLora::Kaiming, Peft;
+    }
+    "Data" {
+        /// What to train on: paths, or names from dataset_dir's `dataset_info.json`; a list or with commas.
+        dataset: Vec<String> = Vec::new(), LlamaFactory, required "dataset: data/train.jsonl";
+        /// What to evaluate on, written like dataset.
+        eval_dataset: Vec<String> = Vec::new(), LlamaFactory;
+        /// Where names of datasets are looked up.
+        dataset_dir: String = "data".into(), LlamaFactory;
+        /// Chat template: a name, or nothing for the model's own.
+        template: Option<String> = None, LlamaFactory, words "the model's own";
+        /// Most tokens of a row, or of a pack.
+        cutoff_len: u64 = 2048, LlamaFactory, rule AT_LEAST_2;
+        /// Train on prompts too.
+        train_on_prompt: bool = false, LlamaFactory;
+        /// Train on the last turn only.
+        mask_history: bool = false, LlamaFactory;
+        /// Put rows together up to cutoff_len; rows of a pack never see each other.
+        packing: Option<bool> = None, LlamaFactory, words "true for stage pt, else false";
+        /// Keep the order of the data.
+        disable_shuffling: bool = false, LlamaFactory;
+        /// Use the first so many rows of each dataset.
+        max_samples: Option<u64> = None, LlamaFactory, rule ALL_ROWS;
+        /// Hold rows out for evaluation: a share below 1 or a number of rows.
+        val_size: f64 = 0.0, LlamaFactory, rule VAL_SIZE;
+        /// Threads for tokenising.
+        preprocessing_num_workers: Option<u64> = None, LlamaFactory, rule AT_LEAST_1, words "threads";
+    }
+    "Output" {
+        /// Folder for the result, checkpoints, logs and plots.
+        output_dir: String = String::new(), HuggingFace, required "output_dir: runs/first";
+        /// Allow output_dir to hold something; it is replaced.
+        overwrite_output_dir: bool = false, LlamaFactory;
+        /// Go on from a checkpoint: `true` for the newest in output_dir, or its folder.
+        resume_from_checkpoint: Resume = Resume::No, HuggingFace;
+        /// Log every so many steps; below 1 a share of the run.
+        logging_steps: Steps = Steps::Count(500), HuggingFace, rule POSITIVE;
+        /// Checkpoints: `no`, every save_steps (`steps`), or after each `epoch`.
+        save_strategy: SaveStrategy = SaveStrategy::Steps, HuggingFace;
+        /// Steps between checkpoints; below 1 a share of the run.
+        save_steps: Steps = Steps::Count(500), HuggingFace, rule POSITIVE;
+        /// Keep only the newest so many checkpoints (the best one always).
+        save_total_limit: Option<u64> = None, HuggingFace, rule AT_LEAST_1, words "all";
+        /// Draw `training_loss.svg` and `training_loss.png` (LLaMA-Factory's default is false).
+        plot_loss: bool = true, LlamaFactory;
+        /// `tensorboard` or `none` (Hugging Face's default is none).
+        report_to: Vec<Reporter> = vec![Reporter::TensorBoard], HuggingFace;
+    }
+    "Evaluation" {
+        /// Evaluate: `no`, every eval_steps (`steps`), or after each `epoch`.
+        eval_strategy: EvalStrategy = EvalStrategy::No, HuggingFace, deprecated "evaluation_strategy";
+        /// Steps between evaluations; below 1 a share of the run.
+        eval_steps: Option<Steps> = None, HuggingFace, rule POSITIVE, words "logging_steps";
+        /// Evaluate before the first step too.
+        eval_on_start: bool = false, HuggingFace;
+        /// Rows per batch in evaluation.
+        per_device_eval_batch_size: u64 = 8, HuggingFace, rule AT_LEAST_1;
+        /// End with the best checkpoint instead of the last weights.
+        load_best_model_at_end: bool = false, HuggingFace;
+        /// What decides which one is best.
+        metric_for_best_model: Metric = Metric::EvalLoss, HuggingFace;
+        /// Stop after so many evaluations without a better metric.
+        early_stopping_steps: Option<u64> = None, LlamaFactory, alias "early_stopping_patience", rule AT_LEAST_1,
+            words "never";
+    }
+    "Training" {
+        /// Rows (or packs) per batch.
+        per_device_train_batch_size: u64 = 8, HuggingFace, rule AT_LEAST_1;
+        /// Batches per optimiser step; the loss is divided by all trained tokens of the step.
+        gradient_accumulation_steps: u64 = 1, HuggingFace, rule AT_LEAST_1;
+        /// Peak learning rate.
+        learning_rate: f64 = 5e-5, HuggingFace, rule NOT_NEGATIVE;
+        /// Passes over the data; fractions are allowed.
+        num_train_epochs: f64 = 3.0, HuggingFace, rule POSITIVE;
+        /// Stop after so many optimiser steps, whatever num_train_epochs says; -1 is off.
+        max_steps: Limit = Limit(None), HuggingFace;
+        /// Course of the learning rate.
+        lr_scheduler_type: ScheduleKind = ScheduleKind::Linear, HuggingFace;
+        /// Arguments of the course, such as `{num_cycles: 2}`.
+        lr_scheduler_kwargs: Kwargs = Kwargs::default(), HuggingFace;
+        /// Steps with a rising learning rate; below 1 a share of the run.
+        warmup_steps: Steps = Steps::Count(0), HuggingFace, rule NOT_NEGATIVE;
+        /// The same as a share of the run.
+        warmup_ratio: f64 = 0.0, HuggingFace, rule BELOW_1;
+        /// Optimiser: `adamw_torch` (also spelt `adamw_torch_fused`, `adamw_hf`).
+        optim: Optimizer = Optimizer::AdamW, HuggingFace;
+        /// Decoupled weight decay.
+        weight_decay: f64 = 0.0, HuggingFace, rule NOT_NEGATIVE;
+        /// Decay of AdamW's mean.
+        adam_beta1: f64 = 0.9, HuggingFace, rule BELOW_1;
+        /// Decay of AdamW's variance.
+        adam_beta2: f64 = 0.999, HuggingFace, rule BELOW_1;
+        /// AdamW's ε.
+        adam_epsilon: f64 = 1e-8, HuggingFace, rule NOT_NEGATIVE;
+        /// Clip the gradient's norm to this; 0 is off.
+        max_grad_norm: f64 = 1.0, HuggingFace, rule NOT_NEGATIVE;
+        /// Seed of everything random: initialisation, dropout, order, held-out rows.
+        seed: u64 = 42, HuggingFace;
+        /// Seed of the data's order.
+        data_seed: Option<u64> = None, HuggingFace, words "seed";
+        /// Compute in bfloat16; trained weights stay float32.
+        bf16: bool = false, HuggingFace;
+        /// Trained weights in bfloat16 too.
+        pure_bf16: bool = false, LlamaFactory;
+        /// What computes: `cpu`.
+        device: Device = Device::Cpu, Loratune;
+        /// Threads for computing.
+        threads: Option<u64> = None, Loratune, rule AT_LEAST_1, words "all cores";
+    }
+}
+
+use crate::schedule::ScheduleKind;

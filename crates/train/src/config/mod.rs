@@ -1,0 +1,57 @@
+//! A run's configuration: one YAML or JSON file and `key=value` overrides, in the names that LLaMA-Factory, Hugging Face
+//! and PEFT users know.
+//!
+//! [`RunConfig::load`] reads and checks everything; what it returns can be used without further questions. The keys stand
+//! in `keys.rs`, the peers' keys that are not here in `elsewhere.rs`, rules over several keys in `validate.rs`.
+
+mod choices;
+mod elsewhere;
+mod error;
+mod field;
+mod keys;
+mod load;
+mod render;
+mod validate;
+mod value;
+
+use std::collections::BTreeMap;
+
+pub use choices::{
+    BaseDtype, Device, EvalStrategy, Finetuning, InitLora, Metric, Optimizer, Reporter, SaveStrategy, Stage,
+};
+pub use error::{ConfigError, Entry, Origin};
+pub use field::{Field, Kwargs, Limit, Problem, Resume, Steps, Targets};
+pub use keys::{KEYS, Key, Rule, RunConfig, Source};
+pub use value::Value;
+
+/// Where each key's value came from; keys that are absent here stand at their default.
+pub type Origins = BTreeMap<&'static str, Origin>;
+
+/// A checked configuration and how it came about.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The values, every one decided.
+    pub config: RunConfig,
+    /// Where they came from.
+    pub origins: Origins,
+    /// One line each, to be shown before the run: deprecated spellings, keys without effect.
+    pub notes: Vec<String>,
+}
+
+impl Loaded {
+    /// The origin of a key's value.
+    pub fn origin(&self, key: &str) -> Origin {
+        self.origins.get(key).cloned().unwrap_or(Origin::Default)
+    }
+}
+
+/// Of `candidates`, the one that `name` was probably meant to be.
+pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let fold = |s: &str| s.to_ascii_lowercase().replace(['-', ' '], "_");
+    let wanted = fold(name.trim_start_matches('-'));
+    candidates
+        .map(|c| (strsim::normalized_damerau_levenshtein(&wanted, &fold(c)), c))
+        .filter(|(likeness, _)| *likeness >= 0.6)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, c)| c)
+}

@@ -1,0 +1,306 @@
+//! What several keys say together: values that follow from others, contradictions, keys without effect.
+
+use super::error::{ConfigError, Entry, Origin};
+use super::field::{Limit, Resume, Steps, Targets};
+use super::keys::{KEYS, Key, RunConfig};
+use super::value::Value;
+use super::{BaseDtype, EvalStrategy, Finetuning, Loaded, SaveStrategy, Stage};
+use crate::schedule::{Schedule, ScheduleError, ScheduleKind};
+
+impl RunConfig {
+    /// The learning-rate schedule that this configuration describes.
+    ///
+    /// # Errors
+    /// `lr_scheduler_kwargs` that the schedule cannot use; never after [`RunConfig::load`].
+    pub fn schedule(&self) -> Result<Schedule, ScheduleError> {
+        Schedule::new(self.lr_scheduler_type, &self.lr_scheduler_kwargs.0, self.learning_rate)
+    }
+
+    /// Warm-up steps in a run of `total` steps, from `warmup_steps` or `warmup_ratio`; a share is rounded up.
+    pub fn warmup(&self, total: u64) -> u64 {
+        match self.warmup_steps {
+            Steps::Count(0) => (total as f64 * self.warmup_ratio).ceil() as u64,
+            steps => steps.resolve(total),
+        }
+    }
+}
+
+impl Loaded {
+    /// Decides every open value, then refuses contradictions. The order of the checks is the order in which a person
+    /// would want to hear of them.
+    pub(super) fn resolve_and_check(&mut self, file: &str) -> Result<(), ConfigError> {
+        self.check_required(file)?;
+        self.check_evaluation()?;
+        self.resolve();
+        self.check_best_model()?;
+        self.check_method()?;
+        self.check_data()?;
+        self.check_output()?;
+        self.check_schedule()?;
+        self.note_unused();
+        Ok(())
+    }
+
+    fn check_required(&self, file: &str) -> Result<(), ConfigError> {
+        for key in KEYS {
+            if let (Some(example), Value::Null) = (key.required, (key.get)(&self.config)) {
+                return Err(ConfigError::Required { file: file.to_string(), key: key.name, example });
+            }
+        }
+        Ok(())
+    }
+
+    fn resolve(&mut self) {
+        let c = &mut self.config;
+        let mut derived: Vec<(&'static str, &'static str)> = Vec::new();
+        if c.lora_alpha.is_none() {
+            c.lora_alpha = Some(2.0 * c.lora_rank as f64);
+            derived.push(("lora_alpha", "2 × lora_rank"));
+        }
+        if c.packing.is_none() {
+            c.packing = Some(c.stage == Stage::Pt);
+            derived.push(("packing", "from stage"));
+        }
+        if c.eval_steps.is_none() && c.eval_strategy == EvalStrategy::Steps {
+            c.eval_steps = Some(c.logging_steps);
+            derived.push(("eval_steps", "logging_steps"));
+        }
+        if c.data_seed.is_none() {
+            c.data_seed = Some(c.seed);
+            derived.push(("data_seed", "seed"));
+        }
+        if c.dtype == BaseDtype::Auto {
+            c.dtype = if c.bf16 || c.pure_bf16 { BaseDtype::Bfloat16 } else { BaseDtype::Float32 };
+            derived.push(("dtype", "from bf16"));
+        }
+        for (key, how) in derived {
+            self.origins.insert(key, Origin::Derived(how));
+        }
+    }
+
+    fn check_evaluation(&self) -> Result<(), ConfigError> {
+        let c = &self.config;
+        let has_rows = c.val_size > 0.0 || !c.eval_dataset.is_empty();
+        if c.val_size > 0.0 && !c.eval_dataset.is_empty() {
+            return self.conflict(
+                &["val_size", "eval_dataset"],
+                "evaluate on held-out rows or on a dataset; keep one",
+            );
+        }
+        if c.eval_strategy != EvalStrategy::No {
+            return match has_rows {
+                true => Ok(()),
+                false => self.conflict(
+                    &["eval_strategy"],
+                    "there is nothing to evaluate on; set val_size or eval_dataset",
+                ),
+            };
+        }
+        let wants = |key, why| self.conflict(&[key, "eval_strategy"], why);
+        const SET: &str = "set eval_strategy to steps or epoch";
+        if c.load_best_model_at_end {
+            return wants("load_best_model_at_end", &format!("nothing would say which is best; {SET}"));
+        }
+        if c.early_stopping_steps.is_some() {
+            return wants("early_stopping_steps", &format!("nothing would say when to stop; {SET}"));
+        }
+        if c.eval_on_start {
+            return wants("eval_on_start", &format!("evaluation is off; {SET}"));
+        }
+        if c.eval_steps.is_some() {
+            return wants("eval_steps", &format!("evaluation is off; {SET}"));
+        }
+        if has_rows {
+            let key = if c.val_size > 0.0 { "val_size" } else { "eval_dataset" };
+            return wants(key, &format!("these rows would not be used; {SET}, or remove `{key}`"));
+        }
+        Ok(())
+    }
+
+    fn check_best_model(&self) -> Result<(), ConfigError> {
+        let c = &self.config;
+        if !c.load_best_model_at_end {
+            return Ok(());
+        }
+        let same = matches!(
+            (c.eval_strategy, c.save_strategy),
+            (EvalStrategy::Steps, SaveStrategy::Steps) | (EvalStrategy::Epoch, SaveStrategy::Epoch)
+        );
+        if !same {
+            return self.conflict(
+                &["load_best_model_at_end", "eval_strategy", "save_strategy"],
+                "the best model can only be kept if it is saved when it is evaluated; make both strategies equal",
+            );
+        }
+        let (EvalStrategy::Steps, Some(eval)) = (c.eval_strategy, c.eval_steps) else { return Ok(()) };
+        let multiple = match (c.save_steps, eval) {
+            (Steps::Count(save), Steps::Count(eval)) => eval > 0 && save % eval == 0,
+            // In millionths, as transformers does: 0.3 / 0.1 is not 3 in floating point.
+            (Steps::Ratio(save), Steps::Ratio(eval)) => {
+                let (save, eval) = ((save * 1e6).round() as u64, (eval * 1e6).round() as u64);
+                eval > 0 && save % eval == 0
+            }
+            _ => false,
+        };
+        match multiple {
+            true => Ok(()),
+            false => self.conflict(
+                &["load_best_model_at_end", "save_steps", "eval_steps"],
+                "save_steps must be a multiple of eval_steps (both counts or both shares), so that what is evaluated is saved",
+            ),
+        }
+    }
+
+    fn check_method(&self) -> Result<(), ConfigError> {
+        let c = &self.config;
+        if c.finetuning_type == Finetuning::Full && c.adapter_name_or_path.is_some() {
+            return self.conflict(
+                &["finetuning_type", "adapter_name_or_path"],
+                "full fine-tuning has no adapter; merge it into the model first, or use finetuning_type: lora",
+            );
+        }
+        if c.train_from_scratch && c.finetuning_type == Finetuning::Lora {
+            return self.conflict(
+                &["train_from_scratch", "finetuning_type"],
+                "adapters on frozen random weights learn nothing; use finetuning_type: full",
+            );
+        }
+        if matches!(c.lora_target, Targets::Regex(_)) && c.layers_to_transform.is_some() {
+            return self.conflict(
+                &["lora_target", "layers_to_transform"],
+                "a regular expression already says which layers; use names, or put the layers into the expression",
+            );
+        }
+        if c.bf16 && c.pure_bf16 {
+            return self
+                .conflict(&["bf16", "pure_bf16"], "they differ in how trained weights are stored; keep one");
+        }
+        if c.pure_bf16 && c.dtype == BaseDtype::Float32 {
+            return self
+                .conflict(&["pure_bf16", "dtype"], "pure_bf16 stores all weights in bfloat16; remove one");
+        }
+        Ok(())
+    }
+
+    fn check_data(&self) -> Result<(), ConfigError> {
+        let c = &self.config;
+        if c.train_on_prompt && c.mask_history {
+            return self.conflict(
+                &["train_on_prompt", "mask_history"],
+                "one trains on earlier turns, the other does not",
+            );
+        }
+        Ok(())
+    }
+
+    fn check_output(&self) -> Result<(), ConfigError> {
+        let c = &self.config;
+        if c.overwrite_output_dir {
+            let inside = match &c.resume_from_checkpoint {
+                Resume::No => false,
+                Resume::Latest => true,
+                Resume::From(path) => std::path::Path::new(path).starts_with(&c.output_dir),
+            };
+            if inside {
+                return self.conflict(
+                    &["overwrite_output_dir", "resume_from_checkpoint"],
+                    "overwriting would delete the checkpoint to go on from; keep one",
+                );
+            }
+        }
+        for key in ["model_name_or_path", "adapter_name_or_path"] {
+            if self.entry(key).value == self.entry("output_dir").value {
+                return self.conflict(
+                    &[key, "output_dir"],
+                    "the result would overwrite its own input; name another folder",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn check_schedule(&self) -> Result<(), ConfigError> {
+        let c = &self.config;
+        if c.warmup_steps != Steps::Count(0) && c.warmup_ratio > 0.0 {
+            return self
+                .conflict(&["warmup_steps", "warmup_ratio"], "both set the length of the warm-up; keep one");
+        }
+        if let (Steps::Count(warmup), Limit(Some(max))) = (c.warmup_steps, c.max_steps)
+            && warmup > max
+        {
+            return self
+                .conflict(&["warmup_steps", "max_steps"], "the run would end before its warm-up does");
+        }
+        match c.schedule() {
+            Ok(_) => Ok(()),
+            Err(e) => self.conflict(&["lr_scheduler_kwargs"], &e.to_string()),
+        }
+    }
+
+    /// Keys that somebody wrote and that this run has no use for: allowed, so that one file serves several methods by
+    /// overrides, but said.
+    fn note_unused(&mut self) {
+        let c = &self.config;
+        let lora_only = [
+            "lora_rank",
+            "lora_alpha",
+            "lora_dropout",
+            "lora_target",
+            "exclude_modules",
+            "layers_to_transform",
+            "rank_pattern",
+            "alpha_pattern",
+            "use_rslora",
+            "init_lora_weights",
+        ];
+        let mut unused: Vec<(&[&'static str], &str)> = Vec::new();
+        if c.finetuning_type == Finetuning::Full {
+            unused.push((&lora_only, "finetuning_type is full"));
+        } else if c.adapter_name_or_path.is_some() {
+            unused.push((&lora_only, "the adapter in adapter_name_or_path has its own"));
+        }
+        if c.stage == Stage::Pt {
+            unused.push((&["template", "train_on_prompt", "mask_history"], "stage is pt"));
+        }
+        if c.eval_strategy == EvalStrategy::Epoch {
+            unused.push((&["eval_steps"], "eval_strategy is epoch"));
+        }
+        if c.save_strategy != SaveStrategy::Steps {
+            unused.push((&["save_steps"], "save_strategy is not steps"));
+        }
+        if c.lr_scheduler_type == ScheduleKind::Constant {
+            unused.push((
+                &["warmup_steps", "warmup_ratio"],
+                "lr_scheduler_type is constant; constant_with_warmup warms up",
+            ));
+        }
+        if c.max_steps.0.is_some() {
+            unused.push((&["num_train_epochs"], "max_steps sets the length"));
+        }
+        let mut notes = Vec::new();
+        for (keys, why) in unused {
+            for key in keys {
+                let origin = self.origin(key);
+                // A resolved configuration spells out every default; those need no remark.
+                let at_default =
+                    Key::find(key).is_none_or(|k| (k.get)(&self.config) == (k.get)(&RunConfig::default()));
+                if origin.is_explicit() && !at_default {
+                    notes.push(format!("{origin}: `{key}` is not used: {why}"));
+                }
+            }
+        }
+        self.notes.extend(notes);
+    }
+
+    fn entry(&self, key: &'static str) -> Entry {
+        let value = Key::find(key).map_or(Value::Null, |k| (k.get)(&self.config));
+        Entry { key, value: value.to_yaml(), origin: self.origin(key) }
+    }
+
+    fn conflict(&self, keys: &[&'static str], why: &str) -> Result<(), ConfigError> {
+        Err(ConfigError::Conflict {
+            entries: keys.iter().map(|k| self.entry(k)).collect(),
+            why: why.to_string(),
+        })
+    }
+}

@@ -1,0 +1,476 @@
+//! Reading a run's configuration: meanings, origins, round trips, and every refusal word for word.
+
+use loratune_train::config::*;
+use loratune_train::schedule::ScheduleKind;
+
+const BASE: &str = "model_name_or_path: m\ndataset: d.jsonl\noutput_dir: out\n";
+
+fn load(extra: &str, overrides: &[&str]) -> Result<Loaded, ConfigError> {
+    let overrides: Vec<String> = overrides.iter().map(|s| s.to_string()).collect();
+    RunConfig::from_text(&format!("{BASE}{extra}"), "run.yaml", &overrides)
+}
+
+fn config(extra: &str, overrides: &[&str]) -> RunConfig {
+    load(extra, overrides).unwrap_or_else(|e| panic!("{extra}{overrides:?}: {e}")).config
+}
+
+fn refusal(extra: &str, overrides: &[&str]) -> String {
+    match load(extra, overrides) {
+        Ok(loaded) => panic!("accepted: {extra}{overrides:?}\n{}", loaded.config.to_yaml()),
+        Err(e) => {
+            assert!(e.is_usage());
+            e.to_string()
+        }
+    }
+}
+
+#[test]
+fn defaults_are_those_of_llama_factory_and_hugging_face() {
+    let c = config("", &[]);
+    assert_eq!((c.lora_rank, c.lora_alpha, c.lora_dropout), (8, Some(16.0), 0.0));
+    assert_eq!(c.lora_target, Targets::AllLinear);
+    assert_eq!((c.cutoff_len, c.num_train_epochs, c.learning_rate), (2048, 3.0, 5e-5));
+    assert_eq!((c.per_device_train_batch_size, c.gradient_accumulation_steps), (8, 1));
+    assert_eq!((c.adam_beta1, c.adam_beta2, c.adam_epsilon), (0.9, 0.999, 1e-8));
+    assert_eq!((c.weight_decay, c.max_grad_norm, c.seed, c.data_seed), (0.0, 1.0, 42, Some(42)));
+    assert_eq!((c.logging_steps, c.save_steps), (Steps::Count(500), Steps::Count(500)));
+    assert_eq!((c.lr_scheduler_type, c.warmup_steps), (ScheduleKind::Linear, Steps::Count(0)));
+    assert_eq!((c.eval_strategy, c.save_strategy), (EvalStrategy::No, SaveStrategy::Steps));
+    assert_eq!((c.packing, c.dtype, c.max_steps), (Some(false), BaseDtype::Float32, Limit(None)));
+    assert_eq!(config("stage: pt\n", &[]).packing, Some(true));
+    assert_eq!(config("bf16: true\n", &[]).dtype, BaseDtype::Bfloat16);
+    assert_eq!(config("r: 4\n", &[]).lora_alpha, Some(8.0));
+    let eval = config("eval_strategy: steps\nval_size: 0.1\nlogging_steps: 10\n", &[]);
+    assert_eq!(eval.eval_steps, Some(Steps::Count(10)));
+}
+
+#[test]
+fn a_llama_factory_file_runs_as_it_is() {
+    let text = "### model\nmodel_name_or_path: m\ntrust_remote_code: true\n### method\nstage: sft\ndo_train: true\n\
+        finetuning_type: lora\nlora_rank: 8\nlora_target: all\ndataset: identity,alpaca_en_demo\ntemplate: llama3\n\
+        cutoff_len: 2048\nmax_samples: 1000\noverwrite_cache: true\npreprocessing_num_workers: 16\n\
+        dataloader_num_workers: 4\noutput_dir: saves/sft\nlogging_steps: 10\nsave_steps: 500\nplot_loss: true\n\
+        overwrite_output_dir: true\nsave_only_model: false\nreport_to: none  # choices: [none, wandb]\n\
+        per_device_train_batch_size: 1\ngradient_accumulation_steps: 8\nlearning_rate: 1.0e-4\n\
+        num_train_epochs: 3.0\nlr_scheduler_type: cosine\nwarmup_ratio: 0.1\nbf16: true\nddp_timeout: 180000000\n\
+        resume_from_checkpoint: null\nval_size: 0.1\nper_device_eval_batch_size: 1\nevaluation_strategy: steps\n\
+        eval_steps: 500\n";
+    let loaded = RunConfig::from_text(text, "lora.yaml", &[]).unwrap();
+    let c = &loaded.config;
+    assert_eq!(c.dataset, ["identity", "alpaca_en_demo"]);
+    assert_eq!((c.template.as_deref(), c.max_samples), (Some("llama3"), Some(1000)));
+    assert_eq!((c.learning_rate, c.warmup(675), c.report_to.len()), (1e-4, 68, 0));
+    assert_eq!((c.eval_strategy, c.eval_steps), (EvalStrategy::Steps, Some(Steps::Count(500))));
+    assert_eq!(
+        loaded.notes,
+        [
+            "lora.yaml:3: `trust_remote_code` changes nothing here: no code from a model's folder is ever run",
+            "lora.yaml:16: `dataloader_num_workers` changes nothing here: batches are made in the training process",
+            "lora.yaml:31: `ddp_timeout` changes nothing here: a run is one process",
+            "lora.yaml:35: `evaluation_strategy` is the old spelling of `eval_strategy`",
+        ]
+    );
+}
+
+#[test]
+fn numbers_are_numbers_in_every_spelling() {
+    for spelling in ["5e-5", "5E-5", "5.0e-05", "0.00005", "'5e-5'", "\"5e-5\"", ".5e-4"] {
+        assert_eq!(config(&format!("learning_rate: {spelling}\n"), &[]).learning_rate, 5e-5, "{spelling}");
+        assert_eq!(config("", &[&format!("learning_rate={spelling}")]).learning_rate, 5e-5, "{spelling}");
+    }
+    assert_eq!(config("num_train_epochs: 2\nlora_alpha: 16.0\nseed: 1e3\n", &[]).seed, 1000);
+    assert_eq!(config("logging_steps: 0.05\n", &[]).logging_steps.resolve(101), 6);
+    assert_eq!(config("logging_steps: 5.0\n", &[]).logging_steps, Steps::Count(5));
+    for (spelling, want) in [("true", true), ("True", true), ("yes", true), ("off", false), ("FALSE", false)]
+    {
+        assert_eq!(config(&format!("bf16: {spelling}\n"), &[]).bf16, want, "{spelling}");
+    }
+    assert_eq!(config("eval_strategy: no\n", &[]).eval_strategy, EvalStrategy::No);
+    assert_eq!(config("eval_strategy: false\n", &[]).eval_strategy, EvalStrategy::No);
+}
+
+#[test]
+fn a_regex_is_told_from_names() {
+    let names = |n: &[&str]| Targets::Names(n.iter().map(|s| s.to_string()).collect());
+    for (written, want) in [
+        ("q_proj", names(&["q_proj"])),
+        ("q_proj,v_proj", names(&["q_proj", "v_proj"])),
+        ("q_proj, v_proj", names(&["q_proj", "v_proj"])),
+        ("[q_proj, v_proj]", names(&["q_proj", "v_proj"])),
+        ("layers.0.self_attn.q_proj", names(&["layers.0.self_attn.q_proj"])),
+        ("['.*q_proj']", names(&[".*q_proj"])),
+        ("all", Targets::AllLinear),
+        ("all-linear", Targets::AllLinear),
+        ("[all-linear]", Targets::AllLinear),
+        (r"'.*\.(q|v)_proj'", Targets::Regex(r".*\.(q|v)_proj".into())),
+    ] {
+        assert_eq!(config(&format!("lora_target: {written}\n"), &[]).lora_target, want, "{written}");
+        assert_eq!(config("", &[&format!("target_modules={written}")]).lora_target, want, "{written}");
+    }
+    // On the command line nothing needs quotes.
+    let regex = config("", &[r"lora_target=model\.layers\.[0-3]\..*(q|v)_proj"]);
+    assert_eq!(regex.lora_target, Targets::Regex(r"model\.layers\.[0-3]\..*(q|v)_proj".into()));
+}
+
+#[test]
+fn overrides_beat_the_file_and_the_last_one_wins() {
+    let loaded =
+        load("lora_rank: 4\n", &["r=16", "lora_rank=32", "output_dir=1.0", "--learning-rate=1e-3"]).unwrap();
+    assert_eq!((loaded.config.lora_rank, loaded.config.output_dir.as_str()), (32, "1.0"));
+    assert_eq!(loaded.config.learning_rate, 1e-3);
+    assert_eq!(loaded.origin("lora_rank"), Origin::Override("lora_rank=32".into()));
+    assert_eq!(loaded.origin("dataset"), Origin::File { file: "run.yaml".into(), line: Some(2) });
+    assert_eq!(loaded.origin("lora_alpha"), Origin::Derived("2 × lora_rank"));
+    assert_eq!(loaded.origin("seed"), Origin::Default);
+    let taken_back =
+        load("max_samples: 4\nlora_dropout: 0.5\n", &["max_samples=", "lora_dropout=null"]).unwrap();
+    assert_eq!((taken_back.config.max_samples, taken_back.config.lora_dropout), (None, 0.0));
+    assert_eq!(taken_back.origin("max_samples"), Origin::Default);
+    let alone: Vec<String> =
+        ["model_name_or_path=m", "dataset=a,b", "output_dir=o"].map(String::from).to_vec();
+    assert_eq!(RunConfig::from_overrides(&alone).unwrap().config.dataset, ["a", "b"]);
+}
+
+#[test]
+fn the_resolved_file_gives_the_same_configuration() {
+    for extra in [
+        "",
+        "bf16: true\nlora_target: q_proj,v_proj\nrank_pattern: {v_proj: 4, q_proj: 16}\nalpha_pattern: {q_proj: 2.5}\n",
+        "lora_target: '.*\\.(q|v)_proj'\nexclude_modules: [lm_head]\ninit_lora_weights: gaussian\nuse_rslora: true\n",
+        "finetuning_type: full\ntrain_from_scratch: true\nstage: pt\nmax_steps: 7\nthreads: 2\nreport_to: none\n",
+        "eval_strategy: steps\nval_size: 0.1\neval_steps: 0.1\nsave_steps: 0.3\nload_best_model_at_end: true\n\
+         early_stopping_patience: 3\n",
+        "lr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs: {num_cycles: 2}\nwarmup_steps: 0.1\n",
+        "eval_dataset: [e, 'f g']\neval_strategy: epoch\nlayers_to_transform: 3\nresume_from_checkpoint: true\n",
+        "template: 'no'\ndataset_dir: \"a: b # c\\n\\u00e9\\\"\"\nadapter_name_or_path: '-'\nlearning_rate: 1e-300\n",
+    ] {
+        let first = load(extra, &[]).unwrap();
+        let yaml = first.config.to_yaml();
+        let again = RunConfig::from_text(&yaml, "again.yaml", &[]).unwrap_or_else(|e| panic!("{e}\n{yaml}"));
+        assert_eq!(again.config, first.config, "{yaml}");
+        assert_eq!(again.config.to_yaml(), yaml);
+        let annotated = RunConfig::from_text(&first.to_annotated_yaml(), "a.yaml", &[]).unwrap();
+        assert_eq!(annotated.config, first.config);
+    }
+}
+
+#[test]
+fn json_says_the_same_as_yaml() {
+    let json = r#"{"model_name_or_path": "m", "dataset": ["d.jsonl"], "output_dir": "out", "learning_rate": 1e-4,
+        "lora_target": ["q_proj"], "lr_scheduler_kwargs": null}"#;
+    let from_json = RunConfig::from_text(json, "run.JSON", &[]).unwrap();
+    assert_eq!(from_json.config, config("learning_rate: 1e-4\nlora_target: q_proj\n", &[]));
+    assert_eq!(from_json.origin("dataset"), Origin::File { file: "run.JSON".into(), line: None });
+    let twice = RunConfig::from_text("{\"seed\": 1, \"seed\": 2}", "a.json", &[]).unwrap_err();
+    assert_eq!(twice.to_string(), "a.json: not valid JSON: the key `seed` stands twice at line 1 column 22");
+    let cut = RunConfig::from_text("{\"seed\": 1", "a.json", &[]).unwrap_err();
+    assert_eq!(cut.to_string(), "a.json: not valid JSON: EOF while parsing an object at line 1 column 10");
+}
+
+#[test]
+fn wrong_values_name_line_key_value_and_expectation() {
+    for (extra, overrides, want) in [
+        ("lora_rank: 0\n", &[][..], "run.yaml:4: lora_rank is `0`; expected a whole number, at least 1"),
+        ("lora_rank: abc\n", &[], "run.yaml:4: lora_rank is `abc`; expected a whole number, at least 1"),
+        ("r: 8.5\n", &[], "run.yaml:4: r is `8.5`; expected a whole number, at least 1"),
+        (
+            "",
+            &["lora_rank=[1]"],
+            "override lora_rank=[1]: lora_rank is `[1]`; expected a whole number, at least 1",
+        ),
+        ("\n# x\nbf16: maybe\n", &[], "run.yaml:6: bf16 is `maybe`; expected true or false"),
+        ("learning_rate: fast\n", &[], "run.yaml:4: learning_rate is `fast`; expected a number, at least 0"),
+        (
+            "learning_rate: -1e-5\n",
+            &[],
+            "run.yaml:4: learning_rate is `-1.0e-5`; expected a number, at least 0",
+        ),
+        (
+            "lora_dropout: 1\n",
+            &[],
+            "run.yaml:4: lora_dropout is `1`; expected a number, from 0 up to, but not, 1",
+        ),
+        (
+            "val_size: 1\n",
+            &[],
+            "run.yaml:4: val_size is `1`; expected a number, a share below 1 or a whole number of rows from 2 (a bare 1 \
+             is neither)",
+        ),
+        (
+            "max_samples: -1\n",
+            &[],
+            "run.yaml:4: max_samples is `-1`; expected a whole number, at least 1; leave it out for all rows",
+        ),
+        (
+            "max_steps: 0\n",
+            &[],
+            "run.yaml:4: max_steps is `0`; expected a whole number of at least 1, or -1 for no limit",
+        ),
+        (
+            "logging_steps: 0\n",
+            &[],
+            "run.yaml:4: logging_steps is `0`; expected a whole number of steps, or a share of all steps below 1, above 0",
+        ),
+        (
+            "template: 3\n",
+            &[],
+            "run.yaml:4: template is `3`; expected text (in quotes if it looks like a number)",
+        ),
+        ("stage: stf\n", &[], "run.yaml:4: stage is `stf`; expected sft or pt"),
+        (
+            "rank_pattern: {q_proj: 0}\n",
+            &[],
+            "run.yaml:4: rank_pattern is `{q_proj: 0}`; expected a mapping such as {q_proj: 16}, every value above 0",
+        ),
+        (
+            "exclude_modules: all\n",
+            &[],
+            "run.yaml:4: exclude_modules is `all`; expected all, names (a list or with commas), or a regular expression, \
+             not all, which would leave nothing to adapt",
+        ),
+        ("seed: 99999999999999999999\n", &[], "run.yaml:4: seed is `1.0e+20`; expected a whole number"),
+        (
+            "init_lora_weights: pissa\n",
+            &[],
+            "run.yaml:4: init_lora_weights is `pissa`: loratune does not have it yet; it has true or gaussian",
+        ),
+        (
+            "init_lora_weights: pissa_niter_16\n",
+            &[],
+            "run.yaml:4: init_lora_weights is `pissa_niter_16`: loratune does not have it yet; it has true or gaussian",
+        ),
+        (
+            "optim: adamw_8bit\n",
+            &[],
+            "run.yaml:4: optim is `adamw_8bit`: loratune does not have it yet; it has adamw_torch",
+        ),
+        (
+            "report_to: wandb\n",
+            &[],
+            "run.yaml:4: report_to is `wandb`: loratune does not have it yet; it has tensorboard",
+        ),
+        (
+            "",
+            &["device=cuda"],
+            "override device=cuda: device is `cuda`: loratune does not have it yet; it has cpu",
+        ),
+    ] {
+        assert_eq!(refusal(extra, overrides), want);
+    }
+}
+
+#[test]
+fn keys_of_nobody_and_of_other_tools_are_told_apart() {
+    for (extra, want) in [
+        ("lora_rnk: 3\n", "run.yaml:4: unknown key `lora_rnk`; did you mean `lora_rank`?"),
+        ("Learning-Rate: 3\n", "run.yaml:4: unknown key `Learning-Rate`; did you mean `learning_rate`?"),
+        ("target_module: x\n", "run.yaml:4: unknown key `target_module`; did you mean `target_modules`?"),
+        (
+            "quantisation_bit: 4\n",
+            "run.yaml:4: unknown key `quantisation_bit`; did you mean `quantization_bit`?",
+        ),
+        ("zzz: 3\n", "run.yaml:4: unknown key `zzz`; `loratune train --help` lists the keys"),
+        (
+            "quantization_bit: 4\n",
+            "run.yaml:4: `quantization_bit` is LLaMA-Factory's; loratune does not have it yet; remove the line",
+        ),
+        (
+            "modules_to_save: [lm_head]\n",
+            "run.yaml:4: `modules_to_save` is PEFT's; loratune does not have it yet; remove the line",
+        ),
+        ("lr: 1e-4\n", "run.yaml:4: `lr` is AutoTrain's; in loratune the key is `learning_rate`"),
+        (
+            "fp16: true\n",
+            "run.yaml:4: `fp16` is Hugging Face's; here it is always `false`: float16 training is not there yet; use \
+             bf16: true",
+        ),
+        (
+            "logging_nan_inf_filter: true\n",
+            "run.yaml:4: `logging_nan_inf_filter` is Hugging Face's; here it is always `false`: a loss that is not finite \
+             is never hidden",
+        ),
+        (
+            "gradient_checkpointing: true\n",
+            "run.yaml:4: `gradient_checkpointing` is Hugging Face's; here it is always `false`: recomputing activations \
+             is not there yet",
+        ),
+        (
+            "do_train: false\n",
+            "run.yaml:4: `do_train` is LLaMA-Factory's; here it is always `true`: `loratune train` trains; use `loratune \
+             eval` to evaluate only",
+        ),
+    ] {
+        assert_eq!(refusal(extra, &[]), want);
+    }
+    let off = "quantization_bit: null\nuse_dora: false\nfp16: false\ngradient_checkpointing: false\nbias: none\n\
+        logging_nan_inf_filter: false\ndeepspeed: ''\nmodules_to_save: []\n";
+    assert!(load(off, &[]).unwrap().notes.is_empty());
+}
+
+#[test]
+fn contradictions_name_both_sides() {
+    for (extra, want) in [
+        (
+            "load_best_model_at_end: true\n",
+            "`load_best_model_at_end: true` (run.yaml:4) and `eval_strategy: \"no\"` (default) do not go together: nothing \
+             would say which is best; set eval_strategy to steps or epoch",
+        ),
+        (
+            "early_stopping_steps: 2\n",
+            "`early_stopping_steps: 2` (run.yaml:4) and `eval_strategy: \"no\"` (default) do not go together: nothing would \
+             say when to stop; set eval_strategy to steps or epoch",
+        ),
+        (
+            "eval_steps: 2\n",
+            "`eval_steps: 2` (run.yaml:4) and `eval_strategy: \"no\"` (default) do not go together: evaluation is off; set \
+             eval_strategy to steps or epoch",
+        ),
+        (
+            "val_size: 0.1\n",
+            "`val_size: 0.1` (run.yaml:4) and `eval_strategy: \"no\"` (default) do not go together: these rows would not be \
+             used; set eval_strategy to steps or epoch, or remove `val_size`",
+        ),
+        (
+            "eval_strategy: steps\n",
+            "`eval_strategy: steps` (run.yaml:4): there is nothing to evaluate on; set val_size or eval_dataset",
+        ),
+        (
+            "val_size: 0.1\neval_dataset: e\n",
+            "`val_size: 0.1` (run.yaml:4) and `eval_dataset: [e]` (run.yaml:5) do not go together: evaluate on held-out \
+             rows or on a dataset; keep one",
+        ),
+        (
+            "val_size: 9\neval_strategy: steps\nsave_strategy: epoch\nload_best_model_at_end: true\n",
+            "`load_best_model_at_end: true` (run.yaml:7) and `eval_strategy: steps` (run.yaml:5) and `save_strategy: epoch` \
+             (run.yaml:6) do not go together: the best model can only be kept if it is saved when it is evaluated; make \
+             both strategies equal",
+        ),
+        (
+            "val_size: 9\neval_strategy: steps\neval_steps: 30\nsave_steps: 100\nload_best_model_at_end: true\n",
+            "`load_best_model_at_end: true` (run.yaml:8) and `save_steps: 100` (run.yaml:7) and `eval_steps: 30` \
+             (run.yaml:6) do not go together: save_steps must be a multiple of eval_steps (both counts or both shares), so \
+             that what is evaluated is saved",
+        ),
+        (
+            "bf16: true\npure_bf16: true\n",
+            "`bf16: true` (run.yaml:4) and `pure_bf16: true` (run.yaml:5) do not go together: they differ in how trained \
+             weights are stored; keep one",
+        ),
+        (
+            "warmup_steps: 5\nwarmup_ratio: 0.1\n",
+            "`warmup_steps: 5` (run.yaml:4) and `warmup_ratio: 0.1` (run.yaml:5) do not go together: both set the length \
+             of the warm-up; keep one",
+        ),
+        (
+            "train_on_prompt: true\nmask_history: true\n",
+            "`train_on_prompt: true` (run.yaml:4) and `mask_history: true` (run.yaml:5) do not go together: one trains on \
+             earlier turns, the other does not",
+        ),
+        (
+            "resume_from_checkpoint: out/checkpoint-5\noverwrite_output_dir: true\n",
+            "`overwrite_output_dir: true` (run.yaml:5) and `resume_from_checkpoint: out/checkpoint-5` (run.yaml:4) do not \
+             go together: overwriting would delete the checkpoint to go on from; keep one",
+        ),
+        (
+            "train_from_scratch: true\n",
+            "`train_from_scratch: true` (run.yaml:4) and `finetuning_type: lora` (default) do not go together: adapters on \
+             frozen random weights learn nothing; use finetuning_type: full",
+        ),
+        (
+            "adapter_name_or_path: out\n",
+            "`adapter_name_or_path: out` (run.yaml:4) and `output_dir: out` (run.yaml:3) do not go together: the result \
+             would overwrite its own input; name another folder",
+        ),
+        (
+            "lr_scheduler_type: cosine_with_min_lr\n",
+            "`lr_scheduler_kwargs: {}` (default): cosine_with_min_lr needs either min_lr or min_lr_rate, and only one, in \
+             lr_scheduler_kwargs",
+        ),
+        (
+            "lora_rank: 3\nr: 4\n",
+            "`lora_rank` (run.yaml:4) and `r` (run.yaml:5) are the same setting; keep one",
+        ),
+    ] {
+        assert_eq!(refusal(extra, &[]), want);
+    }
+}
+
+#[test]
+fn what_has_no_effect_is_said() {
+    let notes = |extra| load(extra, &[]).unwrap().notes;
+    assert_eq!(
+        notes("finetuning_type: full\nlora_rank: 4\n"),
+        ["run.yaml:5: `lora_rank` is not used: finetuning_type is full"]
+    );
+    assert_eq!(
+        notes("num_train_epochs: 2\nmax_steps: 10\nlr_scheduler_type: constant\nwarmup_steps: 3\n"),
+        [
+            "run.yaml:7: `warmup_steps` is not used: lr_scheduler_type is constant; constant_with_warmup warms up",
+            "run.yaml:4: `num_train_epochs` is not used: max_steps sets the length",
+        ]
+    );
+}
+
+#[test]
+fn files_that_are_no_configuration() {
+    let refuse = |text: &str| RunConfig::from_text(text, "x.yaml", &[]).unwrap_err().to_string();
+    let empty =
+        "x.yaml: the configuration is empty; it needs at least model_name_or_path, dataset and output_dir";
+    assert_eq!(refuse(""), empty);
+    assert_eq!(refuse("# only a comment\n"), empty);
+    assert_eq!(refuse("{}"), empty);
+    assert_eq!(refuse("- a\n"), "x.yaml: expected a mapping of `key: value` lines, found a list");
+    assert_eq!(refuse("train me"), "x.yaml: expected a mapping of `key: value` lines, found text");
+    assert_eq!(
+        refuse("seed: 1\nseed: 2\n"),
+        "x.yaml: not valid YAML: duplicate mapping key: seed at line 2, column 1"
+    );
+    assert_eq!(refuse("seed: [1\n"), "x.yaml: not valid YAML: unclosed bracket '[' at line 1, column 7");
+    assert_eq!(
+        refuse("dataset: d\noutput_dir: o\n"),
+        "x.yaml: model_name_or_path is missing; add for example `model_name_or_path: models/SmolLM2-135M`"
+    );
+    let text = refusal("", &["lora_rank"]);
+    assert_eq!(text, "`lora_rank`: an override has the form key=value, such as learning_rate=1e-4");
+}
+
+#[test]
+fn a_missing_file_lists_similar_names() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["lora_sft.yaml", "lora_sft.json", "unrelated.txt"] {
+        std::fs::write(folder.path().join(name), BASE).unwrap();
+    }
+    let path = folder.path().join("lora-sft.yml");
+    let error = RunConfig::load(&path, &[]).unwrap_err();
+    assert!(error.is_usage());
+    let want = format!(
+        "{}: there is no such file; similar names there: lora_sft.yaml, lora_sft.json",
+        path.display()
+    );
+    assert_eq!(error.to_string(), want);
+    let error = RunConfig::load(folder.path(), &[]).unwrap_err();
+    assert!(!error.is_usage() && error.to_string().contains("cannot read the configuration"), "{error}");
+    assert!(RunConfig::load(&folder.path().join("lora_sft.yaml"), &[]).is_ok());
+}
+
+#[test]
+fn the_registry_is_sound() {
+    let mut seen = std::collections::BTreeSet::new();
+    for key in KEYS {
+        for spelling in key.spellings() {
+            assert!(seen.insert(spelling), "{spelling} stands twice");
+        }
+        assert!(key.doc.trim().ends_with('.'), "{}: {}", key.name, key.doc);
+        let default = (key.get)(&RunConfig::default());
+        if let (Some(rule), false) = (key.rule, default == Value::Null) {
+            assert!((rule.ok)(&default), "{}: its default breaks its rule", key.name);
+        }
+    }
+    let table = RunConfig::keys_markdown();
+    for key in KEYS {
+        assert!(table.contains(&format!("| `{}`", key.name)), "{}", key.name);
+    }
+    assert!(
+        table.lines().filter(|l| l.starts_with('|')).all(|l| l.replace("\\|", "").matches('|').count() >= 4)
+    );
+}
