@@ -1,0 +1,81 @@
+//! Goldens and small tokenizers for the tests.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+
+use loratune_data::{ChatTemplate, Conversation, Message};
+use loratune_tokenizer::TokenizerBundle;
+use serde_json::{Map, Value, json};
+
+pub fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
+}
+
+pub fn golden(name: &str) -> Value {
+    let text = std::fs::read_to_string(folder("goldens").join(name)).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// `tokenizer` (byte-level BPE) or `metaspace` (SentencePiece-like), with BOS `<s>` and EOS `</s>`.
+pub fn bundle(name: &str, more: Value) -> TokenizerBundle {
+    let json = std::fs::read_to_string(folder("goldens").join(format!("{name}.json"))).unwrap();
+    let mut config = json!({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"});
+    for (key, value) in more.as_object().cloned().unwrap_or_default() {
+        config[key] = value;
+    }
+    TokenizerBundle::from_parts(&json, config).unwrap()
+}
+
+/// Sources of the test templates and of the named ones, by name.
+pub fn template_sources() -> Vec<(String, String, bool)> {
+    let mut out = Vec::new();
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder("templates")).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    for file in files {
+        let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+        out.push((name, std::fs::read_to_string(file).unwrap(), false));
+    }
+    for named in loratune_data::NAMED {
+        out.push((named.name.to_string(), named.source.to_string(), true));
+    }
+    out
+}
+
+/// The template without its generation tags (each stands on a line of its own).
+pub fn plain(source: &str) -> String {
+    let tag = |l: &&str| matches!(l.trim(), "{%- generation %}" | "{%- endgeneration %}");
+    source.split_inclusive('\n').filter(|l| !tag(l)).collect()
+}
+
+pub fn compile(name: &str, source: &str) -> ChatTemplate {
+    let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")];
+    let tokens = tokens.map(|(k, v)| (k.to_string(), v.to_string()));
+    ChatTemplate::new(name, source, tokens, Some(0)).unwrap()
+}
+
+/// The golden conversations by name.
+pub fn conversations() -> Vec<(String, Conversation)> {
+    let file = golden("conversations.json");
+    let tools = &file["tools"];
+    let mut out = Vec::new();
+    for (name, messages) in file["conversations"].as_object().unwrap() {
+        let messages = messages.as_array().unwrap().iter().map(message).collect();
+        let with_tools = name.contains("tool") || name == "two_calls";
+        let tools = with_tools.then(|| tools.clone());
+        out.push((name.clone(), Conversation { tools, ..Conversation::new(messages) }));
+    }
+    out
+}
+
+fn message(value: &Value) -> Message {
+    let text = |key: &str| value[key].as_str().unwrap().to_string();
+    let extra: Map<String, Value> = value
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter(|(k, _)| *k != "role" && *k != "content")
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
+    Message { extra, ..Message::new(text("role"), text("content")) }
+}
