@@ -12,6 +12,7 @@ pub mod load;
 pub mod mask;
 pub mod order;
 pub mod pack;
+mod page;
 pub mod read;
 pub mod record;
 pub mod report;

@@ -7,10 +7,9 @@ use serde::Serialize;
 use crate::encode::{EncodeOptions, Encoded, Example, IGNORE};
 use crate::error::RowRef;
 use crate::pack::pack;
+use crate::page::{Page, paragraph, visible};
 use crate::text::Text;
 
-/// Columns that a report stays within.
-const WIDTH: usize = 100;
 /// Characters of one stretch of the sample (trained or not) shown at its head and at its tail.
 const STRETCH: usize = 400;
 /// Tokens shown at the head and at the tail.
@@ -195,8 +194,8 @@ impl DatasetReport {
         let cutoff = self.cutoff_len.map(|c| format!(", cut at {} tokens", thousands(c))).unwrap_or_default();
         line("template", format!("{}{cutoff}", self.template));
         if let Some(p) = &self.packing {
-            let (rows, capacity) = (thousands(p.rows), thousands(p.capacity));
-            line("packing", format!("{rows} rows of {capacity} tokens, {:.1} % full", p.fill_percent));
+            let (rows, capacity) = (rows(p.rows), thousands(p.capacity));
+            line("packing", format!("{rows} of {capacity} tokens, {:.1} % full", p.fill_percent));
         }
         for warning in &self.warnings {
             out.push_str(&paragraph("warning", warning));
@@ -216,7 +215,6 @@ impl fmt::Display for DatasetReport {
 
 fn warnings(train: &SetStats, options: &EncodeOptions) -> Vec<String> {
     let mut out = Vec::new();
-    let rows = |n: usize| if n == 1 { "1 row".to_string() } else { format!("{} rows", thousands(n)) };
     if train.dropped > 0 {
         let cutoff = options.cutoff_len.map(|c| format!(" after cutting at {c} tokens")).unwrap_or_default();
         out.push(format!("{} left out: no trained token{cutoff}", rows(train.dropped)));
@@ -232,6 +230,11 @@ fn warnings(train: &SetStats, options: &EncodeOptions) -> Vec<String> {
         out.push(format!("{n} whose training does not end in an end token; the model may not learn to stop"));
     }
     out
+}
+
+/// `1 row`, `2 rows`.
+fn rows(n: usize) -> String {
+    if n == 1 { "1 row".to_string() } else { format!("{} rows", thousands(n)) }
 }
 
 fn counts(s: &SetStats) -> String {
@@ -273,38 +276,19 @@ fn thousands(n: usize) -> String {
     out
 }
 
-/// A named paragraph, wrapped at words.
-fn paragraph(name: &str, text: &str) -> String {
-    let mut out = format!("{name:<10}");
-    let mut column = 10;
-    for word in text.split(' ') {
-        let width = word.chars().count();
-        if column + 1 + width > WIDTH && column > 11 {
-            out.push_str("\n          ");
-            column = 10;
-        }
-        out.push(' ');
-        out.push_str(word);
-        column += 1 + width;
-    }
-    out.push('\n');
-    out
-}
-
 impl Sample {
     fn render(&self, out: &mut String, color: bool) {
         let trained = self.tokens.iter().filter(|t| t.trained).count();
         let key = if color { "trained in green" } else { "trained in ⟦ ⟧" };
         let n = self.tokens.len();
         let _ = writeln!(out, "\nsample     {}: {n} tokens, {trained} trained ({key})", self.source);
-        let mut page = Page { out: String::new(), column: 0, green: false, color };
+        let mut page = Page::new(color);
         for segment in &self.segments {
             page.set(segment.trained);
             page.write(&elided(&segment.text));
         }
         page.set(false);
-        page.end();
-        out.push_str(&page.out);
+        out.push_str(&page.end());
         let head = self.tokens.iter().take(ENDS);
         let tail = self.tokens.iter().skip(n.saturating_sub(ENDS).max(ENDS.min(n)));
         self.ends(out, "first", head);
@@ -336,93 +320,4 @@ fn elided(text: &str) -> String {
     let head: String = text.chars().take(STRETCH).collect();
     let tail: String = text.chars().skip(n - STRETCH).collect();
     format!("{head}\n… {} characters …\n{tail}", thousands(n - 2 * STRETCH))
-}
-
-/// Control characters as their Unicode pictures.
-fn visible(c: char) -> char {
-    match c as u32 {
-        code @ 0..=0x1f => char::from_u32(0x2400 + code).unwrap_or('�'),
-        0x7f => '␡',
-        0x80..=0x9f | 0x200b..=0x200f | 0x2028..=0x202e | 0xfeff => '�',
-        _ => c,
-    }
-}
-
-/// Wrapped text with the trained stretches set apart.
-struct Page {
-    out: String,
-    column: usize,
-    green: bool,
-    color: bool,
-}
-
-impl Page {
-    const INDENT: &'static str = "  ";
-
-    fn begin_line(&mut self) {
-        if self.column == 0 {
-            self.out.push_str(Self::INDENT);
-            self.column = Self::INDENT.len();
-            if self.color && self.green {
-                self.out.push_str("\x1b[32m");
-            }
-        }
-    }
-
-    fn break_line(&mut self) {
-        if self.color && self.green {
-            self.out.push_str("\x1b[0m");
-        }
-        self.out.push('\n');
-        self.column = 0;
-    }
-
-    /// Starts or ends a trained stretch.
-    fn set(&mut self, trained: bool) {
-        if trained == self.green {
-            return;
-        }
-        if self.color {
-            if self.column > 0 {
-                self.out.push_str(if trained { "\x1b[32m" } else { "\x1b[0m" });
-            }
-            self.green = trained;
-        } else {
-            self.green = trained;
-            self.put(if trained { '⟦' } else { '⟧' });
-        }
-    }
-
-    fn put(&mut self, c: char) {
-        // East Asian and emoji characters take two columns.
-        let width = if matches!(c as u32, 0x1100..=0x115f | 0x2e80..=0xa4cf | 0xac00..=0xd7a3 | 0xf900..=0xfaff | 0xfe30..=0xfe6f | 0xff00..=0xff60 | 0x1f300..=0x1faff | 0x20000..=0x3fffd)
-        {
-            2
-        } else {
-            1
-        };
-        if self.column + width > WIDTH {
-            self.break_line();
-        }
-        self.begin_line();
-        self.out.push(c);
-        self.column += width;
-    }
-
-    fn write(&mut self, text: &str) {
-        for c in text.chars() {
-            if c == '\n' {
-                self.put('↵');
-                self.break_line();
-            } else {
-                self.put(visible(c));
-            }
-        }
-    }
-
-    fn end(&mut self) {
-        if self.column > 0 {
-            self.break_line();
-        }
-    }
 }

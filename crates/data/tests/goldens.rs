@@ -243,3 +243,12 @@ fn truncation_keeps_what_the_transcribed_rule_keeps() {
         assert_eq!(kept, expected, "{case}");
     }
 }
+
+#[test]
+fn a_mapping_with_a_key_named_as_a_method_still_has_the_method() {
+    let template = compile("t", "{{ value.items() | list | length }}{{ value.get('keys') }}");
+    let mut variables = Map::new();
+    variables.insert("value".into(), json!({"items": 1, "keys": 2, "get": 3}));
+    let input = RenderInput { variables: Some(&variables), ..RenderInput::default() };
+    assert_eq!(template.render(input).map_err(|e| e.to_string()), Ok("32".into()));
+}

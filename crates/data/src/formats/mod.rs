@@ -15,6 +15,7 @@ use std::fmt::Write;
 use serde_json::{Map, Value};
 
 use crate::error::{DataError, Result, kind_of, nearest};
+use crate::page::paragraph;
 use crate::read::RawRow;
 use crate::record::Record;
 
@@ -60,14 +61,13 @@ impl Format {
     }
 }
 
-/// The table of formats for `--help` and README: name, fields, meaning.
+/// The table of formats for `--help` and README, at most 100 columns wide: name, fields, meaning, an example.
 pub fn format_table() -> String {
-    let width = FORMATS.iter().map(|f| f.name.len()).max().unwrap_or(0);
     let mut out = String::new();
     for f in FORMATS {
-        let _ = writeln!(out, "{:width$}  {}", f.name, f.signature());
-        let _ = writeln!(out, "{:width$}    {}", "", f.about);
-        let _ = writeln!(out, "{:width$}    {}", "", f.example);
+        let _ = writeln!(out, "{}: {}", f.name, f.signature());
+        out.push_str(&paragraph("", f.about));
+        out.push_str(&paragraph("", f.example));
     }
     out
 }

@@ -21,11 +21,19 @@ pub(super) fn of_json(json: &Json) -> Value {
     }
 }
 
-/// A list of mappings with `role`, `content` and the messages' other fields.
+/// The names under which a message's thinking is passed; the first is the one that templates read (transformers 5.23).
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// A list of mappings with `role`, `content` and the messages' other fields. Thinking given under any of its names is
+/// there as `reasoning_content` and `thinking`, as transformers arranges it.
 pub(super) fn of_messages(messages: &[Message]) -> Value {
     let one = |m: &Message| -> Value {
         let fixed = [("role", Value::from(m.role.as_str())), ("content", Value::from(m.content.as_str()))];
-        Value::from_pairs(fixed.into_iter().chain(m.extra.iter().map(|(k, v)| (k.as_str(), of_json(v)))))
+        let extra = m.extra.iter().map(|(k, v)| (k.as_str(), of_json(v)));
+        let reasoning = REASONING.iter().find_map(|k| m.extra.get(*k));
+        let aliases = REASONING[..2].iter().filter(|k| !m.extra.contains_key(**k));
+        let aliases = aliases.filter_map(|k| reasoning.map(|r| (*k, of_json(r))));
+        Value::from_pairs(fixed.into_iter().chain(extra).chain(aliases))
     };
     Value::from(messages.iter().map(one).collect::<Vec<_>>())
 }

@@ -1,6 +1,6 @@
 """Makes the goldens of this folder with transformers' own template engine and tokenizers.
 
-    python make_goldens.py        # transformers 5.23, tokenizers 0.22, jinja2 3.1
+    python make_goldens.py        # transformers 5.23.0, tokenizers 0.23.3, jinja2 3.1.6
 
 * tokenizer.json: a small byte-level BPE with the special tokens of the templates.
 * metaspace.json: a small BPE with SentencePiece's `▁`, where a space and the word after it are one token.
@@ -59,6 +59,7 @@ CONVERSATIONS = {
     "trap_words": [u("assistant"), a("assistant\nuser"), u("user: assistant:"), a("Answer: assistant")],
     "thinking": [u("2+2?"), a("<think>\nadd\n</think>\n\n4"), u("3+3?"), a("<think>\nadd again\n</think>\n\n6")],
     "reasoning": [u("2+2?"), a("4", reasoning_content="add"), u("3+3?"), a("6", reasoning_content="again")],
+    "thinking_field": [u("2+2?"), a("4", thinking="add"), u("3+3?"), a("6", reasoning="again")],
     "empty_answer": [u("Say nothing"), a(""), u("Say something"), a("something")],
     "empty_last": [u("Say nothing"), a("")],
     "ends_with_user": [u("Hi"), a("Hello."), u("More")],
