@@ -1,0 +1,155 @@
+//! The model card: a `README.md` that the Hugging Face hub understands and a person can follow.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::{ReportError, write_whole};
+use crate::config::Value;
+
+/// What the card says.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Card {
+    /// Headline, usually the output folder's name.
+    pub name: String,
+    /// The base model as it was named (a path or a hub id).
+    pub base_model: String,
+    /// Whether `base_model` is a hub id: only then may it stand in the card's metadata.
+    pub base_is_on_hub: bool,
+    /// All weights were trained (no adapter).
+    pub full: bool,
+    /// The base was random: there is no base model.
+    pub from_scratch: bool,
+    /// The data sets as they were named.
+    pub datasets: Vec<String>,
+    /// Those of them that are hub ids, for the metadata.
+    pub hub_datasets: Vec<String>,
+    /// Rows of the hyper-parameter table, in order.
+    pub hyperparameters: Vec<(String, String)>,
+    /// Finished optimiser steps and epochs.
+    pub steps: u64,
+    /// Passes over the data.
+    pub epochs: f64,
+    /// Mean training loss over the run, in nats per token.
+    pub train_loss: Option<f64>,
+    /// Loss of the last (or best) evaluation, in nats per token.
+    pub eval_loss: Option<f64>,
+    /// Name and version of what made it, in order.
+    pub versions: Vec<(String, String)>,
+    /// Whether `training_loss.png` lies beside the card.
+    pub has_plot: bool,
+}
+
+impl Card {
+    /// Writes `README.md` into `folder`.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn save(&self, folder: &Path) -> Result<(), ReportError> {
+        write_whole(&folder.join("README.md"), self.to_markdown().as_bytes())
+    }
+
+    /// The text of the card.
+    pub fn to_markdown(&self) -> String {
+        let mut out = self.front_matter();
+        let _ = write!(out, "\n# {}\n\n{}\n\n", one_line(&self.name), self.summary());
+        if self.train_loss.is_some() || self.eval_loss.is_some() {
+            out.push_str("## Result\n\n| | loss | perplexity |\n|---|---|---|\n");
+            for (name, loss) in [("training (mean)", self.train_loss), ("evaluation", self.eval_loss)] {
+                if let Some(loss) = loss {
+                    let _ = writeln!(out, "| {name} | {loss:.4} | {:.3} |", loss.exp());
+                }
+            }
+            out.push('\n');
+        }
+        if self.has_plot {
+            out.push_str("![Loss over the steps](training_loss.png)\n\n");
+        }
+        out.push_str("## Use\n\n");
+        out.push_str(&self.usage());
+        out.push_str("\n## Training\n\n| hyper-parameter | value |\n|---|---|\n");
+        for (name, value) in &self.hyperparameters {
+            let _ = writeln!(out, "| {} | {} |", cell(name), cell(value));
+        }
+        if !self.versions.is_empty() {
+            out.push_str("\n## Versions\n\n");
+            for (name, version) in &self.versions {
+                let _ = writeln!(out, "- {name} {version}");
+            }
+        }
+        out
+    }
+
+    fn front_matter(&self) -> String {
+        let text = |s: &str| Value::Str(s.to_string()).to_yaml();
+        let mut out = String::from("---\n");
+        if self.base_is_on_hub && !self.from_scratch {
+            let _ = writeln!(out, "base_model: {}", text(&self.base_model));
+        }
+        let library = if self.full { "transformers" } else { "peft" };
+        let _ = writeln!(out, "library_name: {library}\npipeline_tag: text-generation");
+        if !self.hub_datasets.is_empty() {
+            out.push_str("datasets:\n");
+            for name in &self.hub_datasets {
+                let _ = writeln!(out, "- {}", text(name));
+            }
+        }
+        out.push_str("tags:\n- loratune\n");
+        out.push_str(if self.full { "- full\n" } else { "- lora\n" });
+        out.push_str("---\n");
+        out
+    }
+
+    fn summary(&self) -> String {
+        let what = match (self.from_scratch, self.full) {
+            (true, _) => format!(
+                "A language model of the architecture of `{}`, trained from random weights",
+                self.base_model
+            ),
+            (false, true) => format!("`{}`, fine-tuned in full", self.base_model),
+            (false, false) => format!("A LoRA adapter for `{}`", self.base_model),
+        };
+        let data: Vec<String> = self.datasets.iter().map(|d| format!("`{d}`")).collect();
+        let on = if data.is_empty() { String::new() } else { format!(" on {}", data.join(", ")) };
+        let verb = if self.full || self.from_scratch { "" } else { ", trained" };
+        format!("{}{verb}{on} for {} steps ({:.2} epochs).", one_line(&what), self.steps, self.epochs)
+    }
+
+    fn usage(&self) -> String {
+        let base = python_str(&self.base_model);
+        if self.full {
+            return "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+                model = AutoModelForCausalLM.from_pretrained(\"path/to/this/folder\")\n\
+                tokenizer = AutoTokenizer.from_pretrained(\"path/to/this/folder\")\n```\n\n\
+                ```sh\nloratune generate --model path/to/this/folder --prompt \"…\"\n```\n"
+                .to_string();
+        }
+        format!(
+            "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+             base = AutoModelForCausalLM.from_pretrained({base})\n\
+             model = PeftModel.from_pretrained(base, \"path/to/this/folder\")\n\
+             tokenizer = AutoTokenizer.from_pretrained(\"path/to/this/folder\")\n```\n\n\
+             ```sh\nloratune generate --model {} --adapter path/to/this/folder --prompt \"…\"\n\
+             loratune merge --model {} --adapter path/to/this/folder --output merged\n```\n",
+            shell_word(&self.base_model),
+            shell_word(&self.base_model),
+        )
+    }
+}
+
+fn one_line(s: &str) -> String {
+    s.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn cell(s: &str) -> String {
+    one_line(s).replace('|', "\\|")
+}
+
+fn python_str(s: &str) -> String {
+    serde_json::Value::from(s).to_string()
+}
+
+/// A word that a shell takes as it is, quoted where it must be.
+fn shell_word(s: &str) -> String {
+    let plain = !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || "_-./:@%+=,".contains(c));
+    if plain { s.to_string() } else { format!("'{}'", s.replace('\'', "'\\''")) }
+}
