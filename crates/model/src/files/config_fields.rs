@@ -1,0 +1,206 @@
+//! Reading config.json's fields one by one, and the policy on the fields that aren't read.
+//!
+//! A field passes if it is read, known to be harmless ([`HARMLESS`]), starts with `_`, or is "off" (null, false, 0, "",
+//! [] or {}). Some pass only with the value that leaves the mathematics alone ([`ONLY`]). Every other field is refused
+//! by name: better a refusal than a model that computes something else.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::{Error, Result};
+
+/// Read by [`super::config`] and [`super::rope`].
+const READ: &[&str] = &[
+    "architectures",
+    "attention_bias",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "head_dim",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "max_position_embeddings",
+    "mlp_bias",
+    "model_type",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "pad_token_id",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "vocab_size",
+];
+
+/// Bookkeeping, what outputs to return, defaults of generation, and notes by other tools: nothing of the forward pass.
+const HARMLESS: &[&str] = &[
+    "begin_suppress_tokens",
+    "cross_attention_hidden_size",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+    "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "id2label",
+    "is_decoder",
+    "is_llama_config",
+    "label2id",
+    "length_penalty",
+    "max_length",
+    "max_window_layers",
+    "min_length",
+    "model_name",
+    "name_or_path",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_labels",
+    "num_return_sequences",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "prefix",
+    "problem_type",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict",
+    "return_dict_in_generate",
+    "sep_token_id",
+    "suppress_tokens",
+    "task_specific_params",
+    "temperature",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torchscript",
+    "transformers.js_config",
+    "transformers_version",
+    "typical_p",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_bfloat16",
+    "use_cache",
+    "xla_device",
+];
+
+/// Pass with this value (or off), change the mathematics with any other.
+fn only() -> [(&'static str, Value, &'static str); 4] {
+    [
+        ("hidden_act", json!("silu"), "only `silu` is implemented"),
+        ("pretraining_tp", json!(1), "only 1 is implemented"),
+        ("partial_rotary_factor", json!(1.0), "only 1 is implemented"),
+        ("attention_dropout", json!(0.0), "only 0 is implemented"),
+    ]
+}
+
+/// Refused with more to say than "unknown".
+const REFUSED: &[(&str, &str)] = &[
+    ("quantization_config", "says that the weights are quantised; use the unquantised model, or a GGUF file"),
+    ("auto_map", "asks for code of the model's own, which is not run"),
+    ("sliding_window", "asks for sliding-window attention, which is not implemented"),
+    ("rope_interleaved", "asks for interleaved rotary embeddings, which are not implemented"),
+];
+
+/// A configuration's fields, with the path for messages.
+pub(crate) struct Fields<'a> {
+    pub map: &'a Map<String, Value>,
+    pub path: &'a Path,
+}
+
+/// Refuses every field that could change what the model computes.
+pub(crate) fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
+    let only = only();
+    for (name, value) in fields.map {
+        let name = name.as_str();
+        if READ.contains(&name) || HARMLESS.contains(&name) || name.starts_with('_') || is_off(value) {
+            continue;
+        }
+        if let Some((_, allowed, why)) = only.iter().find(|(n, _, _)| *n == name) {
+            let same = value == allowed || value.as_f64().is_some_and(|v| Some(v) == allowed.as_f64());
+            if same {
+                continue;
+            }
+            return Err(fields.wrong(name, format!("is {value}; {why}")));
+        }
+        if let Some((_, why)) = REFUSED.iter().find(|(n, _)| *n == name) {
+            return Err(fields.wrong(name, *why));
+        }
+        let detail = format!(
+            "is {value}, which is not known here and might change what the model computes; remove it if it does not"
+        );
+        return Err(fields.wrong(name, detail));
+    }
+    Ok(())
+}
+
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(on) => !on,
+        Value::Number(n) => n.as_f64() == Some(0.0),
+        Value::String(s) => s.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+    }
+}
+
+impl Fields<'_> {
+    /// An error about a field.
+    pub fn wrong(&self, field: &str, detail: impl Into<String>) -> Error {
+        Error::field(self.path, field, detail)
+    }
+
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.map.get(name).filter(|v| !v.is_null())
+    }
+
+    /// A whole number from 1 to 2³¹ that must be there.
+    pub fn size(&self, name: &str) -> Result<usize> {
+        self.optional_size(name)?.ok_or_else(|| self.wrong(name, "is missing; it must be a positive whole number"))
+    }
+
+    /// As [`Self::size`], `None` when absent or null.
+    pub fn optional_size(&self, name: &str) -> Result<Option<usize>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let size = value.as_u64().filter(|n| (1..=1 << 31).contains(n)).and_then(|n| usize::try_from(n).ok());
+        size.map(Some)
+            .ok_or_else(|| self.wrong(name, format!("is {value}; it must be a positive whole number below 2^31")))
+    }
+
+    /// A positive finite number.
+    pub fn positive(&self, name: &str, default: f64) -> Result<f64> {
+        let Some(value) = self.get(name) else { return Ok(default) };
+        let number = value.as_f64().filter(|x| x.is_finite() && *x > 0.0);
+        number.ok_or_else(|| self.wrong(name, format!("is {value}; it must be a positive number")))
+    }
+
+    /// A flag that is false unless stated.
+    pub fn flag(&self, name: &str) -> Result<bool> {
+        let Some(value) = self.get(name) else { return Ok(false) };
+        value.as_bool().ok_or_else(|| self.wrong(name, format!("is {value}; it must be true or false")))
+    }
+
+    /// Token ids: absent, one, or a list. -1 means none, as in old configurations.
+    pub fn ids(&self, name: &str) -> Result<Vec<u32>> {
+        let values: Vec<&Value> = match self.get(name) {
+            None => return Ok(Vec::new()),
+            Some(value) if value.as_i64() == Some(-1) => return Ok(Vec::new()),
+            Some(Value::Array(list)) => list.iter().collect(),
+            Some(value) => vec![value],
+        };
+        let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+        values
+            .into_iter()
+            .map(|v| id(v).ok_or_else(|| self.wrong(name, format!("holds {v}, which is no token id"))))
+            .collect()
+    }
+}

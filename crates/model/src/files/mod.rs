@@ -1,0 +1,31 @@
+//! Model files in and out: Hugging Face folders (configuration, safetensors, tokenizer), GGUF files and PEFT
+//! adapters, plus the helpers that make every write all-or-nothing.
+//!
+//! Everything read here came from somewhere else and may be damaged or hostile: sizes, offsets and counts are checked
+//! before they are believed, and no pickle is ever opened. This module knows nothing of the engine; tensors leave it as
+//! [`RawTensor`]s.
+
+pub mod atomic;
+mod config;
+mod config_fields;
+mod dequant;
+mod dtype;
+mod error;
+pub mod gguf;
+mod mapped;
+mod open;
+pub mod peft;
+mod rope;
+mod safetensors;
+mod suggest;
+mod tensor;
+mod unique;
+
+pub use config::{Architecture, ModelConfig};
+pub use dtype::FileDType;
+pub use error::{Error, Result};
+pub use open::ModelFiles;
+pub use safetensors::{
+    SafetensorsSource, TensorPlan, TensorView, write_model, write_safetensors, write_safetensors_streaming,
+};
+pub use tensor::{RawTensor, TensorInfo, TensorSource};

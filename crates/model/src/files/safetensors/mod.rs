@@ -1,0 +1,9 @@
+//! Safetensors files: reading one or many by mmap, writing one or many atomically.
+
+mod header;
+mod source;
+mod write;
+
+pub(crate) use source::missing;
+pub use source::SafetensorsSource;
+pub use write::{TensorPlan, TensorView, write_model, write_safetensors, write_safetensors_streaming};
