@@ -274,3 +274,19 @@ pub(crate) fn zip_mut<A: Send, B: Sync>(a: &mut [A], b: &[B], f: impl Fn(&mut A,
         }
     });
 }
+
+impl Tensor {
+    /// factor · self `[m, k]` · other `[k, n]`, for work outside the tape.
+    pub fn matmul(&self, other: &Tensor, factor: f64) -> Result<Tensor> {
+        use crate::gemm::{Mat, MatMut, Threads, matmul};
+        let (m, k, n) = (self.rows(), self.cols(), other.cols());
+        crate::error::check_shape("matmul", "second operand", other.shape(), &[k, n])?;
+        crate::dispatch_real!(self.dtype(), R => {
+            let (a, b) = (self.reals::<R>(), other.reals::<R>());
+            let mut c = vec![R::of(0.0); m * n];
+            let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, k, n));
+            matmul(MatMut::new(&mut c, m, n), a, b, R::of(factor), R::of(0.0), Threads::All);
+            Ok(Tensor::new(c, &[m, n]))
+        })
+    }
+}

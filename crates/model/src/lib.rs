@@ -1,1 +1,15 @@
-//! loratune-model
+//! Models: files in and out, the decoder, adapters, merging, generation.
+
+pub mod adapter;
+mod batch;
+pub mod decoder;
+mod error;
+pub mod files;
+pub mod generate;
+pub mod load;
+mod spec;
+
+pub use batch::Batch;
+pub use decoder::Decoder;
+pub use error::{Error, Result};
+pub use spec::{DecoderSpec, TensorSpec};

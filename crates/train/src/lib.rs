@@ -1,5 +1,17 @@
 //! A run: configuration, data, the loop, checkpoints, evaluation, reports.
 
+pub mod checkpoint;
 pub mod config;
+pub mod error;
+pub mod evaluate;
+pub mod feed;
+pub mod model;
+pub mod optimizer;
+pub mod output;
+pub mod progress;
 pub mod report;
+pub mod run;
 pub mod schedule;
+pub mod trainer;
+
+pub use error::{Error, Result};

@@ -37,7 +37,6 @@ fn defaults_are_those_of_llama_factory_and_hugging_face() {
     assert_eq!((c.lr_scheduler_type, c.warmup_steps), (ScheduleKind::Linear, Steps::Count(0)));
     assert_eq!((c.eval_strategy, c.save_strategy), (EvalStrategy::No, SaveStrategy::Steps));
     assert_eq!((c.packing, c.dtype, c.max_steps), (Some(false), BaseDtype::Float32, Limit(None)));
-    assert_eq!(config("stage: pt\n", &[]).packing, Some(true));
     assert_eq!(config("bf16: true\n", &[]).dtype, BaseDtype::Bfloat16);
     assert_eq!(config("r: 4\n", &[]).lora_alpha, Some(8.0));
     let eval = config("eval_strategy: steps\nval_size: 0.1\nlogging_steps: 10\n", &[]);
@@ -137,7 +136,7 @@ fn the_resolved_file_gives_the_same_configuration() {
         "",
         "bf16: true\nlora_target: q_proj,v_proj\nrank_pattern: {v_proj: 4, q_proj: 16}\nalpha_pattern: {q_proj: 2.5}\n",
         "lora_target: '.*\\.(q|v)_proj'\nexclude_modules: [lm_head]\ninit_lora_weights: gaussian\nuse_rslora: true\n",
-        "finetuning_type: full\ntrain_from_scratch: true\nstage: pt\nmax_steps: 7\nthreads: 2\nreport_to: none\n",
+        "finetuning_type: full\ntrain_from_scratch: true\npacking: true\nmax_steps: 7\nthreads: 2\nreport_to: none\n",
         "eval_strategy: steps\nval_size: 0.1\neval_steps: 0.1\nsave_steps: 0.3\nload_best_model_at_end: true\n\
          early_stopping_patience: 3\n",
         "lr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs: {num_cycles: 2}\nwarmup_steps: 0.1\n",
@@ -216,7 +215,7 @@ fn wrong_values_name_line_key_value_and_expectation() {
             &[],
             "run.yaml:4: template is `3`; expected text (in quotes if it looks like a number)",
         ),
-        ("stage: stf\n", &[], "run.yaml:4: stage is `stf`; expected sft or pt"),
+        ("stage: stf\n", &[], "run.yaml:4: stage is `stf`; expected sft"),
         (
             "rank_pattern: {q_proj: 0}\n",
             &[],
@@ -350,11 +349,6 @@ fn contradictions_name_both_sides() {
             "`load_best_model_at_end: true` (run.yaml:8) and `save_steps: 100` (run.yaml:7) and `eval_steps: 30` \
              (run.yaml:6) do not go together: save_steps must be a multiple of eval_steps (both counts or both shares), so \
              that what is evaluated is saved",
-        ),
-        (
-            "bf16: true\npure_bf16: true\n",
-            "`bf16: true` (run.yaml:4) and `pure_bf16: true` (run.yaml:5) do not go together: they differ in how trained \
-             weights are stored; keep one",
         ),
         (
             "warmup_steps: 5\nwarmup_ratio: 0.1\n",

@@ -62,10 +62,8 @@ choices! {
     Stage {
         /// Supervised: prompts and responses.
         Sft = "sft",
-        /// Pre-training: running text, every token trained.
-        Pt = "pt",
     }
-    not_yet ["rm", "ppo", "dpo", "kto"]
+    not_yet ["pt", "rm", "ppo", "dpo", "kto"]
 }
 
 choices! {
@@ -129,7 +127,7 @@ choices! {
 choices! {
     /// Storage of the frozen base weights (`dtype`).
     BaseDtype {
-        /// bfloat16 when `bf16` or `pure_bf16` is on, else float32.
+        /// bfloat16 when `bf16` is on, else float32.
         Auto = "auto",
         /// 32 bits.
         Float32 = "float32" | "fp32",

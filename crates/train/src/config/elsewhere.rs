@@ -36,6 +36,7 @@ const AUTOTRAIN: &str = "AutoTrain";
 
 const SPECIFIC: &[(&str, &str, Answer)] = &[
     ("do_train", LF, Always("true", "`loratune train` trains; use `loratune eval` to evaluate only")),
+    ("pure_bf16", LF, Always("false", "trained weights are kept in float32; use bf16: true")),
     ("do_eval", HF, Needless("eval_strategy decides")),
     ("fp16", HF, Always("false", "float16 training is not there yet; use bf16: true")),
     ("overwrite_cache", LF, Always("true", "nothing is cached: every run tokenises anew")),

@@ -179,11 +179,11 @@ run_config! {
         adapter_name_or_path: Option<String> = None, LlamaFactory, rule ONE_ADAPTER;
         /// Start from random weights; only the model's config and tokenizer are read.
         train_from_scratch: bool = false, LlamaFactory;
-        /// Storage of the frozen base weights: `auto` is bfloat16 with bf16 or pure_bf16, else float32.
+        /// Storage of the frozen base weights: `auto` is bfloat16 with bf16, else float32.
         dtype: BaseDtype = BaseDtype::Auto, HuggingFace, alias "torch_dtype";
     }
     "Method" {
-        /// `sft` (prompts and responses) or `pt` (running text, every token trained).
+        /// `sft`: rows of text are trained whole, prompts with responses on the response.
         stage: Stage = Stage::Sft, LlamaFactory;
         /// `lora` trains adapters on the frozen base, `full` trains all weights.
         finetuning_type: Finetuning = Finetuning::Lora, LlamaFactory;
@@ -225,7 +225,7 @@ run_config! {
         /// Train on the last turn only.
         mask_history: bool = false, LlamaFactory;
         /// Put rows together up to cutoff_len; rows of a pack never see each other.
-        packing: Option<bool> = None, LlamaFactory, words "true for stage pt, else false";
+        packing: bool = false, LlamaFactory;
         /// Keep the order of the data.
         disable_shuffling: bool = false, LlamaFactory;
         /// Use the first so many rows of each dataset.
@@ -309,8 +309,6 @@ run_config! {
         data_seed: Option<u64> = None, HuggingFace, words "seed";
         /// Compute in bfloat16; trained weights stay float32.
         bf16: bool = false, HuggingFace;
-        /// Trained weights in bfloat16 too.
-        pure_bf16: bool = false, LlamaFactory;
         /// What computes: `cpu`.
         device: Device = Device::Cpu, Loratune;
         /// Threads for computing.

@@ -4,7 +4,7 @@ use super::error::{ConfigError, Entry, Origin};
 use super::field::{Limit, Resume, Steps, Targets};
 use super::keys::{KEYS, Key, RunConfig};
 use super::value::Value;
-use super::{BaseDtype, EvalStrategy, Finetuning, Loaded, SaveStrategy, Stage};
+use super::{BaseDtype, EvalStrategy, Finetuning, Loaded, SaveStrategy};
 use crate::schedule::{Schedule, ScheduleError, ScheduleKind};
 
 impl RunConfig {
@@ -57,10 +57,6 @@ impl Loaded {
             c.lora_alpha = Some(2.0 * c.lora_rank as f64);
             derived.push(("lora_alpha", "2 × lora_rank"));
         }
-        if c.packing.is_none() {
-            c.packing = Some(c.stage == Stage::Pt);
-            derived.push(("packing", "from stage"));
-        }
         if c.eval_steps.is_none() && c.eval_strategy == EvalStrategy::Steps {
             c.eval_steps = Some(c.logging_steps);
             derived.push(("eval_steps", "logging_steps"));
@@ -70,7 +66,7 @@ impl Loaded {
             derived.push(("data_seed", "seed"));
         }
         if c.dtype == BaseDtype::Auto {
-            c.dtype = if c.bf16 || c.pure_bf16 { BaseDtype::Bfloat16 } else { BaseDtype::Float32 };
+            c.dtype = if c.bf16 { BaseDtype::Bfloat16 } else { BaseDtype::Float32 };
             derived.push(("dtype", "from bf16"));
         }
         for (key, how) in derived {
@@ -171,14 +167,6 @@ impl Loaded {
                 "a regular expression already says which layers; use names, or put the layers into the expression",
             );
         }
-        if c.bf16 && c.pure_bf16 {
-            return self
-                .conflict(&["bf16", "pure_bf16"], "they differ in how trained weights are stored; keep one");
-        }
-        if c.pure_bf16 && c.dtype == BaseDtype::Float32 {
-            return self
-                .conflict(&["pure_bf16", "dtype"], "pure_bf16 stores all weights in bfloat16; remove one");
-        }
         Ok(())
     }
 
@@ -258,9 +246,6 @@ impl Loaded {
             unused.push((&lora_only, "finetuning_type is full"));
         } else if c.adapter_name_or_path.is_some() {
             unused.push((&lora_only, "the adapter in adapter_name_or_path has its own"));
-        }
-        if c.stage == Stage::Pt {
-            unused.push((&["template", "train_on_prompt", "mask_history"], "stage is pt"));
         }
         if c.eval_strategy == EvalStrategy::Epoch {
             unused.push((&["eval_steps"], "eval_strategy is epoch"));

@@ -1,0 +1,141 @@
+//! Building a decoder from weights that are read, or drawn at random.
+
+use std::sync::Mutex;
+
+use loratune_engine::rng::Key;
+use loratune_engine::{DType, Params, Tensor, Weight};
+use rayon::prelude::*;
+
+use super::{Block, Decoder, Linear, Norm};
+use crate::error::{Error, Result};
+use crate::spec::DecoderSpec;
+
+/// Where a decoder's weights come from.
+pub trait WeightSource {
+    /// The tensor of this Hugging Face name in type `dtype`.
+    ///
+    /// # Errors
+    /// If it's missing, has another shape, or holds a number that is not finite.
+    fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor>;
+}
+
+/// Storage types of a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dtypes {
+    pub activations: DType,
+    /// Of frozen weights.
+    pub weights: DType,
+}
+
+impl Dtypes {
+    /// One type for both.
+    pub fn both(dtype: DType) -> Dtypes {
+        Dtypes { activations: dtype, weights: dtype }
+    }
+}
+
+/// Random weights as transformers draws them for a new model: normal with the configuration's standard deviation,
+/// ones for norms, zeros for biases.
+#[derive(Clone, Copy, Debug)]
+pub struct RandomWeights {
+    pub seed: u64,
+    pub std: f64,
+}
+
+impl WeightSource for RandomWeights {
+    fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let n: usize = shape.iter().product();
+        let key = Key::new(self.seed).named("init").named(name);
+        let data: Vec<f64> = match shape.len() {
+            1 if name.ends_with(".bias") => vec![0.0; n],
+            1 => vec![1.0; n],
+            _ => (0..n as u64).into_par_iter().map(|i| key.normal(i) * self.std).collect(),
+        };
+        Ok(Tensor::from_vec(data, shape)?.to_dtype(dtype))
+    }
+}
+
+struct Builder<'a> {
+    source: &'a dyn WeightSource,
+    params: &'a mut Params,
+    trained: &'a dyn Fn(&str) -> bool,
+    dtypes: Dtypes,
+}
+
+impl Builder<'_> {
+    fn weight(&mut self, name: String, shape: &[usize]) -> Result<Weight> {
+        if (self.trained)(&name) {
+            let tensor = self.source.tensor(&name, shape, self.dtypes.activations.compute())?;
+            return Ok(Weight::Param(self.params.add(name, tensor)?));
+        }
+        Ok(Weight::dense(self.source.tensor(&name, shape, self.dtypes.weights)?))
+    }
+
+    fn linear(&mut self, path: String, out: usize, input: usize, bias: bool) -> Result<Linear> {
+        let weight = self.weight(format!("{path}.weight"), &[out, input])?;
+        let bias = match bias {
+            true => Some(self.weight(format!("{path}.bias"), &[out])?),
+            false => None,
+        };
+        Ok(Linear { path, weight, bias, shape: [out, input], adapter: None })
+    }
+
+    fn norm(&mut self, path: String, size: usize) -> Result<Norm> {
+        let weight = self.weight(format!("{path}.weight"), &[size])?;
+        Ok(Norm { path, weight })
+    }
+
+    fn block(&mut self, spec: &DecoderSpec, layer: usize) -> Result<Block> {
+        let p = format!("model.layers.{layer}");
+        let (h, m) = (spec.hidden_size, spec.intermediate_size);
+        let (q, kv) = (spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim);
+        let (ab, mb) = (spec.attention_bias, spec.mlp_bias);
+        Ok(Block {
+            input_norm: self.norm(format!("{p}.input_layernorm"), h)?,
+            q: self.linear(format!("{p}.self_attn.q_proj"), q, h, ab)?,
+            k: self.linear(format!("{p}.self_attn.k_proj"), kv, h, ab)?,
+            v: self.linear(format!("{p}.self_attn.v_proj"), kv, h, ab)?,
+            o: self.linear(format!("{p}.self_attn.o_proj"), h, q, ab)?,
+            post_norm: self.norm(format!("{p}.post_attention_layernorm"), h)?,
+            gate: self.linear(format!("{p}.mlp.gate_proj"), m, h, mb)?,
+            up: self.linear(format!("{p}.mlp.up_proj"), m, h, mb)?,
+            down: self.linear(format!("{p}.mlp.down_proj"), h, m, mb)?,
+        })
+    }
+}
+
+impl Decoder {
+    /// Builds the decoder. Weights whose tensor name `trained` accepts become parameters, in the activations' compute
+    /// type.
+    ///
+    /// # Errors
+    /// Whatever the source says of a tensor.
+    pub fn build(
+        spec: &DecoderSpec,
+        source: &dyn WeightSource,
+        dtypes: Dtypes,
+        params: &mut Params,
+        trained: &dyn Fn(&str) -> bool,
+    ) -> Result<Decoder> {
+        if spec.num_layers == 0 || spec.head_dim % 2 != 0 {
+            return Err(Error::Invalid(format!(
+                "a decoder of {} layers with heads of {} can't be built: at least one layer and an even head size",
+                spec.num_layers, spec.head_dim
+            )));
+        }
+        let mut b = Builder { source, params, trained, dtypes };
+        let table = [spec.vocab_size, spec.hidden_size];
+        Ok(Decoder {
+            embedding: b.weight("model.embed_tokens.weight".into(), &table)?,
+            blocks: (0..spec.num_layers).map(|i| b.block(spec, i)).collect::<Result<_>>()?,
+            norm: b.norm("model.norm".into(), spec.hidden_size)?,
+            head: match spec.tied_head {
+                true => None,
+                false => Some(b.weight("lm_head.weight".into(), &table)?),
+            },
+            rope: Mutex::new(std::sync::Arc::new(loratune_engine::ops::RopeTable::new(&[], 0, 1.0))),
+            spec: spec.clone(),
+            dtype: dtypes.activations,
+        })
+    }
+}

@@ -1,0 +1,152 @@
+//! From files to a decoder, and back.
+
+use loratune_engine::{DType, Params, Tensor};
+
+use crate::decoder::{Decoder, Dtypes, RandomWeights, WeightSource};
+use crate::error::{Error, Result};
+use crate::files::atomic::write_atomically;
+use crate::files::{FileDType, ModelConfig, ModelFiles, TensorPlan};
+use crate::spec::DecoderSpec;
+
+/// The description of a model's decoder.
+pub fn spec(config: &ModelConfig) -> DecoderSpec {
+    DecoderSpec {
+        vocab_size: config.vocab_size,
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
+        num_layers: config.num_hidden_layers,
+        num_heads: config.num_attention_heads,
+        num_kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+        norm_eps: config.rms_norm_eps,
+        rope_theta: config.rope_theta,
+        max_positions: config.max_position_embeddings,
+        tied_head: config.tie_word_embeddings,
+        attention_bias: config.attention_bias,
+        mlp_bias: config.mlp_bias,
+        initializer_range: config.initializer_range,
+    }
+}
+
+struct FromFiles<'a>(&'a ModelFiles);
+
+impl WeightSource for FromFiles<'_> {
+    fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let raw = self.0.tensors.read(name)?;
+        crate::adapter::dense(name, &raw, shape, dtype)
+    }
+}
+
+/// The decoder of a model's files; see [`Decoder::build`].
+///
+/// # Errors
+/// If a tensor is missing, misshapen or damaged, or the files hold one that this decoder does not have (leaving it out
+/// would change the mathematics).
+pub fn decoder(
+    files: &ModelFiles,
+    dtypes: Dtypes,
+    params: &mut Params,
+    trained: &dyn Fn(&str) -> bool,
+) -> Result<Decoder> {
+    let spec = spec(&files.config);
+    check_names(files, &spec)?;
+    Decoder::build(&spec, &FromFiles(files), dtypes, params, trained)
+}
+
+/// A decoder of the same configuration with random weights.
+pub fn random_decoder(
+    files: &ModelFiles,
+    seed: u64,
+    dtypes: Dtypes,
+    params: &mut Params,
+    trained: &dyn Fn(&str) -> bool,
+) -> Result<Decoder> {
+    let spec = spec(&files.config);
+    let weights = RandomWeights { seed, std: spec.initializer_range };
+    Decoder::build(&spec, &weights, dtypes, params, trained)
+}
+
+fn check_names(files: &ModelFiles, spec: &DecoderSpec) -> Result<()> {
+    let known: std::collections::HashSet<String> = spec.tensors().into_iter().map(|t| t.name).collect();
+    let harmless =
+        |name: &str| name.ends_with("rotary_emb.inv_freq") || (spec.tied_head && name == "lm_head.weight");
+    match files.tensors.names().into_iter().find(|n| !known.contains(*n) && !harmless(n)) {
+        None => Ok(()),
+        Some(extra) => Err(Error::Invalid(format!(
+            "{}: holds the tensor '{extra}', which a model of this configuration does not have; leaving it out would \
+             change the model",
+            files.path.display()
+        ))),
+    }
+}
+
+/// The type that a model's weights are written in: its own, or f16 for a quantised GGUF file.
+pub fn file_dtype(files: &ModelFiles) -> FileDType {
+    let name = "model.embed_tokens.weight";
+    match files.tensors.info(name).map(|i| i.dtype) {
+        Some(d @ (FileDType::F32 | FileDType::F16 | FileDType::BF16)) => d,
+        Some(FileDType::F64) | None => FileDType::F32,
+        Some(_) => FileDType::F16,
+    }
+}
+
+/// A tensor's elements as a file's bytes, rounded once.
+pub fn encode(tensor: &Tensor, dtype: FileDType) -> Vec<u8> {
+    let values = tensor.reals::<f32>();
+    match dtype {
+        FileDType::BF16 => values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+        FileDType::F16 => values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+    }
+}
+
+/// Largest file that a model is written in; above it, shards (transformers' default).
+const MAX_SHARD_BYTES: u64 = 5 << 30;
+
+/// Writes a model's folder: `config.json`, `generation_config.json` if the base has one, and the weights in `dtype`,
+/// asking `provide` for each tensor when its turn comes.
+pub fn write_model(
+    dir: &std::path::Path,
+    files: &ModelFiles,
+    dtype: FileDType,
+    mut provide: impl FnMut(&str) -> Result<Tensor>,
+) -> Result<()> {
+    use std::io::Write;
+
+    let spec = spec(&files.config);
+    let plan: Vec<TensorPlan> =
+        spec.tensors().into_iter().map(|t| TensorPlan { name: t.name, dtype, shape: t.shape }).collect();
+    crate::files::write_model(dir, &plan, MAX_SHARD_BYTES, |t| -> Result<Vec<u8>> {
+        Ok(encode(&provide(&t.name)?, dtype))
+    })?;
+    let mut config = files.raw_config.clone();
+    if let Some(map) = config.as_object_mut() {
+        let key = if map.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
+        map.insert(key.into(), torch_name(dtype).into());
+    }
+    let json = |name: &str, value: &serde_json::Value| {
+        write_atomically(&dir.join(name), |out| out.write_all(format!("{value:#}\n").as_bytes()))
+    };
+    json("config.json", &config)?;
+    if let Some(generation) = &files.generation_config {
+        json("generation_config.json", generation)?;
+    }
+    Ok(())
+}
+
+/// PyTorch's name of a file's type.
+fn torch_name(dtype: FileDType) -> &'static str {
+    match dtype {
+        FileDType::BF16 => "bfloat16",
+        FileDType::F16 => "float16",
+        FileDType::F64 => "float64",
+        _ => "float32",
+    }
+}
+
+/// A tensor of the files in f32, for merging.
+pub fn read_f32(files: &ModelFiles, name: &str) -> Result<Tensor> {
+    let raw = files.tensors.read(name)?;
+    let shape = raw.shape.clone();
+    crate::adapter::dense(name, &raw, &shape, DType::F32)
+}

@@ -1,0 +1,292 @@
+//! A whole run: from a configuration to an output folder.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use loratune_data::{DatasetReport, DatasetSource, DatasetSpec, EncodeOptions, load_examples};
+
+use crate::checkpoint::{self, Output, Start};
+use crate::config::{EvalStrategy, RunConfig};
+use crate::error::{Error, Result};
+use crate::evaluate::evaluate;
+use crate::feed::Feed;
+use crate::model::{Method, TrainedModel};
+use crate::output::{self, LiveLogs};
+use crate::progress::{Evaluation, StepReport};
+use crate::report::{LogEntry, LogKind, ReportError};
+use crate::trainer::{Ending, Observer, Trainer};
+
+/// Everything read and checked; nothing written yet.
+#[derive(Debug)]
+pub struct Prepared {
+    pub config: RunConfig,
+    pub model: TrainedModel,
+    pub feed: Feed,
+    pub report: DatasetReport,
+    pub start: Start,
+    output: Output,
+    started: u64,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    pub ending: Ending,
+    pub output_dir: PathBuf,
+    /// Mean loss of all steps.
+    pub train_loss: Option<f64>,
+    /// Of the weights that were kept: the best ones with `load_best_model_at_end`, else the last.
+    pub evaluation: Option<Evaluation>,
+    /// The step whose weights were kept, when it's not the last.
+    pub best_step: Option<u64>,
+    /// Steps, tokens and seconds of this process (a resumed run counts from where it went on).
+    pub steps: u64,
+    pub tokens: u64,
+    pub seconds: f64,
+}
+
+/// Reads and checks everything that a run needs.
+///
+/// # Errors
+/// The first thing that is wrong, before anything is written.
+pub fn prepare(config: RunConfig) -> Result<Prepared> {
+    let (output, start) = Output::inspect(&config)?;
+    let started = match &start {
+        Start::Resume(path) => checkpoint::started(path)?,
+        Start::Fresh => {
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+        }
+    };
+    // The data first: it is quick, and what is wrong in a run is most often there.
+    let files = loratune_model::files::ModelFiles::open(Path::new(&config.model_name_or_path))?;
+    let tokenizer = files.tokenizer()?;
+    let data = load_data(&config, &tokenizer, started)?;
+    check_fits(&data.train, &data.eval, &files)?;
+    let model = TrainedModel::open(&config, files, tokenizer)?;
+    let feed = Feed::new(data.train, data.eval, &config);
+    Ok(Prepared { config, model, feed, report: data.report, start, output, started })
+}
+
+fn load_data(
+    config: &RunConfig,
+    tokenizer: &loratune_tokenizer::TokenizerBundle,
+    started: u64,
+) -> Result<loratune_data::Dataset> {
+    let sources = |names: &[String]| -> Result<Vec<DatasetSource>> {
+        names
+            .iter()
+            .map(|name| {
+                let path = locate(name, &config.dataset_dir);
+                Ok(DatasetSource { path, max_samples: config.max_samples.map(|n| n as usize) })
+            })
+            .collect()
+    };
+    let spec = DatasetSpec {
+        train: sources(&config.dataset)?,
+        eval: sources(&config.eval_dataset)?,
+        val_size: config.val_size,
+        seed: config.data_seed.unwrap_or(config.seed),
+    };
+    let options = EncodeOptions {
+        template: config.template.clone(),
+        cutoff_len: Some(config.cutoff_len as usize),
+        train_on_prompt: config.train_on_prompt,
+        mask_history: config.mask_history,
+        packing: config.packing.then_some(config.cutoff_len as usize),
+        now: Some(started),
+        ..EncodeOptions::default()
+    };
+    let load = || load_examples(&spec, tokenizer, &options);
+    Ok(match config.preprocessing_num_workers {
+        Some(n) => pool(n as usize)?.install(load)?,
+        None => load()?,
+    })
+}
+
+fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| Error::Invalid(format!("{threads} threads can't be started: {e}")))
+}
+
+/// A dataset's path: as it is, or inside `dataset_dir`, with an ending if it lacks one.
+fn locate(name: &str, dataset_dir: &str) -> PathBuf {
+    let direct = PathBuf::from(name);
+    if direct.exists() {
+        return direct;
+    }
+    let folder = Path::new(dataset_dir);
+    let candidates = ["", ".jsonl", ".json"].map(|ending| folder.join(format!("{name}{ending}")));
+    candidates.into_iter().find(|p| p.exists()).unwrap_or(direct)
+}
+
+/// Every row must fit the model: its context and its vocabulary.
+fn check_fits(
+    train: &[loratune_data::Example],
+    eval: &[loratune_data::Example],
+    files: &loratune_model::files::ModelFiles,
+) -> Result<()> {
+    let (context, vocabulary) = (files.config.max_position_embeddings, files.config.vocab_size);
+    for example in train.iter().chain(eval) {
+        if example.input_ids.len() > context {
+            return Err(Error::Invalid(format!(
+                "{}: the row has {} tokens, more than the model's context of {context} (max_position_embeddings): set \
+                 cutoff_len to {context} or less",
+                example.source,
+                example.input_ids.len()
+            )));
+        }
+        let labels = example.labels.iter().filter(|&&l| l >= 0).map(|&l| l as u32);
+        if let Some(id) =
+            example.input_ids.iter().copied().chain(labels).find(|&id| id as usize >= vocabulary)
+        {
+            return Err(Error::Invalid(format!(
+                "{}: token id {id} is not in the model's vocabulary of {vocabulary} rows (vocab_size): the tokenizer or \
+                 the tokenised data belongs to another model",
+                example.source
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Passes everything on, and writes the live logs.
+struct Logging<'a> {
+    observer: &'a mut dyn Observer,
+    logs: LiveLogs,
+    failure: Option<ReportError>,
+}
+
+impl Observer for Logging<'_> {
+    fn step(&mut self, report: &StepReport) {
+        self.observer.step(report);
+    }
+    fn evaluating(&mut self, batch: usize, batches: usize) {
+        self.observer.evaluating(batch, batches);
+    }
+    fn evaluated(&mut self, step: u64, evaluation: &Evaluation) {
+        self.observer.evaluated(step, evaluation);
+    }
+    fn logged(&mut self, entry: &LogEntry, total_steps: u64) {
+        if let Err(e) = self.logs.log(entry, total_steps) {
+            self.failure.get_or_insert(e);
+        }
+        self.observer.logged(entry, total_steps);
+    }
+    fn saved(&mut self, step: u64, path: &Path) {
+        self.observer.saved(step, path);
+    }
+    fn stop_requested(&mut self) -> bool {
+        // A log that can't be written (a full disk) ends the run like a request to stop; the error follows.
+        self.failure.is_some() || self.observer.stop_requested()
+    }
+}
+
+impl Prepared {
+    /// Optimiser steps of the whole run.
+    pub fn total_steps(&self) -> u64 {
+        self.feed.total_steps(&self.config)
+    }
+
+    /// Numbers that are trained, and the model's.
+    pub fn parameters(&self) -> (usize, usize) {
+        let trained = self.model.params.numel();
+        let base = self.model.decoder.spec().parameters();
+        match self.model.method {
+            Method::Lora { .. } => (trained, base + trained),
+            Method::Full => (trained, base),
+        }
+    }
+
+    /// Trains, and writes everything that the run leaves behind.
+    pub fn run(mut self, observer: &mut dyn Observer) -> Result<Outcome> {
+        match self.config.threads {
+            Some(n) => pool(n as usize)?.install(|| self.run_here(observer)),
+            None => self.run_here(observer),
+        }
+    }
+
+    fn run_here(&mut self, observer: &mut dyn Observer) -> Result<Outcome> {
+        let config = &self.config;
+        self.output.begin(&self.start)?;
+        let mut trainer = Trainer::new(config, &self.feed, &self.output, &mut self.model, self.started)?;
+        let resumed_at = match &self.start {
+            Start::Resume(path) => {
+                checkpoint::resume(&mut trainer, path)?;
+                Some(trainer.progress.step)
+            }
+            Start::Fresh => None,
+        };
+        crate::model::write_text(&self.output.dir().join("run_config.yaml"), &config.to_yaml())?;
+        let logs = LiveLogs::open(config, resumed_at)?;
+        let mut logging = Logging { observer: observer, logs, failure: None };
+        let (clock, first, seen) = (Instant::now(), trainer.progress.step, trainer.progress.tokens_seen);
+        let ending = trainer.run(&mut logging);
+        let seconds = clock.elapsed().as_secs_f64();
+        if ending.is_err() {
+            // What the log holds, a non-finite loss included, is on disk before the error is reported.
+            output::write_state(&trainer, false).ok();
+        }
+        let (ending, failure) = (ending?, logging.failure);
+        if let Some(e) = failure {
+            return Err(e.into());
+        }
+        let (steps, tokens) = (trainer.progress.step - first, trainer.progress.tokens_seen - seen);
+        let mut outcome = Outcome {
+            ending: ending.clone(),
+            output_dir: self.output.dir().to_path_buf(),
+            train_loss: output::mean_loss(&trainer.progress),
+            evaluation: None,
+            best_step: None,
+            steps,
+            tokens,
+            seconds,
+        };
+        if matches!(ending, Ending::Interrupted { .. }) {
+            output::write_state(&trainer, false)?;
+            return Ok(outcome);
+        }
+        finish(&mut trainer, &self.output, &mut outcome)?;
+        Ok(outcome)
+    }
+}
+
+/// The end of a run that came to its end: keep the best weights if asked, evaluate what is kept, write everything.
+fn finish(trainer: &mut Trainer<'_>, output: &Output, outcome: &mut Outcome) -> Result<()> {
+    let config = trainer.config().clone();
+    if let (true, Some((_, step))) = (config.load_best_model_at_end, trainer.progress.best)
+        && step != trainer.progress.step
+        && let Some(path) = output.checkpoint(step)
+    {
+        trainer.model.load_weights(&path)?;
+        outcome.best_step = Some(step);
+    }
+    if config.eval_strategy != EvalStrategy::No {
+        let model = &trainer.model;
+        outcome.evaluation = Some(evaluate(&model.decoder, &model.params, trainer.feed().eval_batches())?);
+    }
+    if !matches!(trainer.progress.log.last().map(|e| &e.kind), Some(LogKind::Summary { .. })) {
+        let (step, epoch) =
+            (trainer.progress.step, trainer.progress.step as f64 / trainer.feed().steps_per_epoch() as f64);
+        let loss = output::mean_loss(&trainer.progress).unwrap_or(f64::NAN);
+        trainer.progress.log.push(LogEntry::summary(step, epoch, loss));
+    }
+    trainer.model.save_result(output.dir())?;
+    output::write_state(trainer, true)?;
+    output::write_card(trainer, outcome.evaluation.map(|e| e.loss))?;
+    output::write_results(
+        trainer,
+        outcome.seconds,
+        outcome.steps,
+        outcome.tokens,
+        outcome.evaluation.as_ref(),
+    )
+}
+
+/// Peak resident memory of this process in bytes, where the system tells (Linux).
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}

@@ -1,0 +1,287 @@
+//! The loop: steps, logs, evaluations, checkpoints, and when to stop.
+
+use std::time::Instant;
+
+use loratune_engine::rng::Key;
+use loratune_engine::{Gradients, Mode, Tape};
+
+use crate::checkpoint::Output;
+use crate::config::{EvalStrategy, RunConfig, SaveStrategy};
+use crate::error::{Error, Result};
+use crate::evaluate::evaluate;
+use crate::feed::Feed;
+use crate::model::TrainedModel;
+use crate::optimizer::Optimizer;
+use crate::progress::{Evaluation, Progress, StepReport};
+use crate::report::LogEntry;
+use crate::schedule::Schedule;
+
+/// What watches a run and may end it.
+pub trait Observer: Send {
+    fn step(&mut self, report: &StepReport);
+    fn evaluating(&mut self, _batch: usize, _batches: usize) {}
+    fn evaluated(&mut self, step: u64, evaluation: &Evaluation);
+    fn logged(&mut self, entry: &LogEntry, total_steps: u64);
+    fn saved(&mut self, step: u64, path: &std::path::Path);
+    /// Asked after every step; true saves a checkpoint and ends the run.
+    fn stop_requested(&mut self) -> bool {
+        false
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ending {
+    Finished,
+    /// No better metric for as many evaluations as were allowed.
+    EarlyStopped {
+        step: u64,
+    },
+    /// Stopped by request; the checkpoint holds everything.
+    Interrupted {
+        step: u64,
+    },
+}
+
+/// Step numbers at which something happens, every `interval` steps or at the ends of epochs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum When {
+    Never,
+    Every(u64),
+    Epochs(u64),
+}
+
+impl When {
+    fn is(self, step: u64, total: u64) -> bool {
+        match self {
+            When::Never => false,
+            When::Every(n) => step.is_multiple_of(n.max(1)),
+            When::Epochs(steps) => step.is_multiple_of(steps) || step == total,
+        }
+    }
+}
+
+/// A run under way.
+pub struct Trainer<'a> {
+    config: &'a RunConfig,
+    feed: &'a Feed,
+    output: &'a Output,
+    pub model: &'a mut TrainedModel,
+    pub optimizer: Optimizer,
+    pub progress: Progress,
+    /// When the run was first started, in seconds since 1970: what templates that print the date were given.
+    pub started: u64,
+    schedule: Schedule,
+    total: u64,
+    warmup: u64,
+    log_when: When,
+    eval_when: When,
+    save_when: When,
+}
+
+impl<'a> Trainer<'a> {
+    pub fn new(
+        config: &'a RunConfig,
+        feed: &'a Feed,
+        output: &'a Output,
+        model: &'a mut TrainedModel,
+        started: u64,
+    ) -> Result<Trainer<'a>> {
+        let total = feed.total_steps(config);
+        let epoch = feed.steps_per_epoch();
+        let logging = config.logging_steps.resolve(total);
+        Ok(Trainer {
+            optimizer: Optimizer::new(&model.params, config),
+            progress: Progress::default(),
+            schedule: config.schedule().map_err(|e| Error::Invalid(e.to_string()))?,
+            total,
+            warmup: config.warmup(total),
+            log_when: When::Every(logging),
+            eval_when: match config.eval_strategy {
+                EvalStrategy::No => When::Never,
+                EvalStrategy::Steps => When::Every(config.eval_steps.map_or(logging, |s| s.resolve(total))),
+                EvalStrategy::Epoch => When::Epochs(epoch),
+            },
+            save_when: match config.save_strategy {
+                SaveStrategy::No => When::Never,
+                SaveStrategy::Steps => When::Every(config.save_steps.resolve(total)),
+                SaveStrategy::Epoch => When::Epochs(epoch),
+            },
+            config,
+            feed,
+            output,
+            model,
+            started,
+        })
+    }
+
+    pub fn total_steps(&self) -> u64 {
+        self.total
+    }
+
+    /// Runs to the end, or until the observer or early stopping ends it.
+    pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Ending> {
+        if self.config.eval_on_start && self.progress.step == 0 && self.eval_when != When::Never {
+            self.evaluate(observer)?;
+        }
+        while self.progress.step < self.total {
+            let report = self.step()?;
+            observer.step(&report);
+            let step = report.step;
+            let mut saved = false;
+            if self.log_when.is(step, self.total) || step == self.total && self.progress.loss_steps > 0 {
+                self.log(&report, observer);
+            }
+            let mut early = false;
+            if self.eval_when.is(step, self.total) {
+                early = self.evaluate(observer)?;
+            }
+            if self.save_when.is(step, self.total) || self.must_save_best(step) {
+                self.save(observer)?;
+                saved = true;
+            }
+            if early {
+                if !saved {
+                    self.save(observer)?;
+                }
+                return Ok(Ending::EarlyStopped { step });
+            }
+            if step < self.total && observer.stop_requested() {
+                if !saved {
+                    self.save(observer)?;
+                }
+                return Ok(Ending::Interrupted { step });
+            }
+        }
+        Ok(Ending::Finished)
+    }
+
+    /// With `load_best_model_at_end` the best weights must be on disk whatever `save_steps` says.
+    fn must_save_best(&self, step: u64) -> bool {
+        self.config.load_best_model_at_end && self.progress.best.is_some_and(|(_, at)| at == step)
+    }
+
+    fn epoch(&self) -> f64 {
+        self.progress.step as f64 / self.feed.steps_per_epoch() as f64
+    }
+
+    /// One optimiser step: all micro-batches of its window, then the update.
+    fn step(&mut self) -> Result<StepReport> {
+        let start = Instant::now();
+        let step = self.progress.step;
+        let window = self.feed.window(step);
+        let trained: usize = window.iter().map(|b| b.trained_tokens()).sum();
+        let tokens: usize = window.iter().map(|b| b.tokens()).sum();
+        // Dividing the sum by the whole window's count makes 8 × 1 rows the same step as 1 × 8.
+        let per_token = 1.0 / trained.max(1) as f64;
+        let learning_rate =
+            self.config.learning_rate * self.schedule.lr_factor(step, self.warmup, self.total);
+        let mut grads = Gradients::new(&self.model.params);
+        let mut loss = 0.0;
+        for (micro, batch) in window.iter().enumerate() {
+            let key = Key::new(self.config.seed).named("train").with(step).with(micro as u64);
+            let mut tape = Tape::new(&self.model.params, Mode::Train(key));
+            let out = self.model.decoder.loss(&mut tape, batch)?;
+            let value = out.loss.value().item();
+            if !value.is_finite() {
+                let place = self.model.decoder.first_non_finite(&self.model.params, batch)?;
+                return Err(self.non_finite(
+                    value,
+                    place.map(|p| format!("the first such value is in the output of {p}")),
+                    learning_rate,
+                ));
+            }
+            loss += value;
+            tape.backward(&out.loss, per_token, &mut grads)?;
+        }
+        let loss = loss * per_token;
+        let grad_norm = grads.norm();
+        if !grad_norm.is_finite() {
+            let place = grads.first_non_finite(&self.model.params);
+            return Err(self.non_finite(
+                loss,
+                place.map(|p| format!("the gradient of {p} is not finite")),
+                learning_rate,
+            ));
+        }
+        let max = self.config.max_grad_norm;
+        let clip = if max > 0.0 { (max / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        self.optimizer.step(&mut self.model.params, &grads, clip, learning_rate)?;
+        self.progress.step += 1;
+        self.progress.loss_sum += loss;
+        self.progress.loss_steps += 1;
+        self.progress.total_loss += loss;
+        self.progress.tokens_seen += tokens as u64;
+        Ok(StepReport {
+            step: self.progress.step,
+            total: self.total,
+            loss,
+            grad_norm,
+            learning_rate,
+            tokens,
+            trained_tokens: trained,
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn non_finite(&mut self, loss: f64, place: Option<String>, learning_rate: f64) -> Error {
+        let step = self.progress.step + 1;
+        let epoch = step as f64 / self.feed.steps_per_epoch() as f64;
+        self.progress.log.push(LogEntry::train(step, epoch, loss, f64::NAN, learning_rate));
+        Error::NonFinite {
+            step,
+            loss,
+            place: place
+                .unwrap_or_else(|| "all layers' outputs are finite, the overflow is in the head".into()),
+            last: self.output.last_state(),
+            learning_rate,
+        }
+    }
+
+    fn log(&mut self, report: &StepReport, observer: &mut dyn Observer) {
+        let loss = self.progress.loss_sum / self.progress.loss_steps as f64;
+        let entry = LogEntry::train(report.step, self.epoch(), loss, report.grad_norm, report.learning_rate);
+        (self.progress.loss_sum, self.progress.loss_steps) = (0.0, 0);
+        observer.logged(&entry, self.total);
+        self.progress.log.push(entry);
+    }
+
+    /// Returns whether the run should stop early.
+    fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
+        let batches = self.feed.eval.len().div_ceil(self.config.per_device_eval_batch_size as usize);
+        let watched = self.feed.eval_batches().enumerate().map(|(i, b)| {
+            observer.evaluating(i, batches);
+            b
+        });
+        let evaluation = evaluate(&self.model.decoder, &self.model.params, watched)?;
+        let step = self.progress.step;
+        let entry = LogEntry::eval(step, self.epoch(), &evaluation);
+        observer.evaluated(step, &evaluation);
+        observer.logged(&entry, self.total);
+        self.progress.log.push(entry);
+        let better = self.progress.best.is_none_or(|(best, _)| evaluation.loss < best);
+        if better {
+            self.progress.best = Some((evaluation.loss, step));
+            self.progress.evaluations_without_gain = 0;
+        } else {
+            self.progress.evaluations_without_gain += 1;
+        }
+        let patience = self.config.early_stopping_steps;
+        Ok(patience.is_some_and(|p| self.progress.evaluations_without_gain >= p))
+    }
+
+    fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let path = self.output.save_checkpoint(self)?;
+        observer.saved(self.progress.step, &path);
+        Ok(())
+    }
+}
+
+impl Trainer<'_> {
+    pub fn config(&self) -> &RunConfig {
+        self.config
+    }
+    pub fn feed(&self) -> &Feed {
+        self.feed
+    }
+}
