@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 
 use half::bf16;
 use loratune_model::files::gguf::GgufFile;
-use loratune_model::files::peft::{
-    AdapterConfig, InitLoraWeights, ModuleNames, read_adapter, write_adapter,
-};
+use loratune_model::files::peft::{AdapterConfig, InitLoraWeights, ModuleNames, read_adapter, write_adapter};
 use loratune_model::files::{
     Error, FileDType, ModelFiles, RawTensor, SafetensorsSource, TensorPlan, TensorSource, write_model,
     write_safetensors,
@@ -126,9 +124,15 @@ fn adapter_of_peft_is_read_whole() {
     assert_eq!(targets, ["q_proj", "v_proj"]);
     assert_eq!(config.rank_pattern, BTreeMap::from([("v_proj".to_owned(), 3)]));
     assert_eq!(config.alpha_pattern, BTreeMap::from([("v_proj".to_owned(), 7.5)]));
-    assert_eq!((config.layers_to_transform.clone(), config.layers_pattern.clone()), (Some(vec![1]), Some(vec!["layers".into()])));
+    assert_eq!(
+        (config.layers_to_transform.clone(), config.layers_pattern.clone()),
+        (Some(vec![1]), Some(vec!["layers".into()]))
+    );
     assert_eq!(config.init_lora_weights, InitLoraWeights::Flag(true));
-    assert_eq!(config.base_model_name_or_path.as_deref(), Some("llama"));
+    assert_eq!(
+        (config.base_model_name_or_path.clone(), config.task_type.as_deref()),
+        (None, Some("CAUSAL_LM"))
+    );
     assert!(config.inference_mode && !config.use_rslora && !config.use_dora);
     assert_eq!(config.extra["peft_version"], json!("0.21.2"));
     let shapes: Vec<_> = tensors.iter().map(|(n, t)| (n.as_str(), t.shape.clone())).collect();
@@ -144,8 +148,11 @@ fn adapter_of_peft_is_read_whole() {
 fn adapter_written_again_has_the_bytes_and_the_classic_fields_of_peft() {
     let (config, tensors) = read_adapter(&goldens().join("adapter")).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let views: Vec<_> =
-        tensors.iter().rev().map(|(n, t)| (n.as_str(), t.dtype, t.shape.as_slice(), t.bytes.as_ref())).collect();
+    let views: Vec<_> = tensors
+        .iter()
+        .rev()
+        .map(|(n, t)| (n.as_str(), t.dtype, t.shape.as_slice(), t.bytes.as_ref()))
+        .collect();
     write_adapter(dir.path(), &config, &views).unwrap();
     let read = |folder: &Path, name: &str| std::fs::read(folder.join(name)).unwrap();
     let name = "adapter_model.safetensors";
@@ -155,15 +162,23 @@ fn adapter_written_again_has_the_bytes_and_the_classic_fields_of_peft() {
     let peft = parse(read(&goldens().join("adapter"), "adapter_config.json"));
     let text = String::from_utf8(ours.clone()).unwrap();
     let ours = parse(ours);
-    assert!(ours.keys().is_sorted() && text.starts_with("{\n  \"alpha_pattern\"") && text.contains("\"lora_alpha\": 4,"));
+    assert!(
+        ours.keys().is_sorted()
+            && text.starts_with("{\n  \"alpha_pattern\"")
+            && text.contains("\"lora_alpha\": 4,")
+    );
     for (key, value) in &ours {
         // PEFT keeps one index and one pattern as they were given.
         let listed = |v: &Value| if v.is_array() || v.is_null() { v.clone() } else { json!([v]) };
-        let same = if key.starts_with("layers_") { *value == listed(&peft[key]) } else { *value == peft[key] };
+        let same =
+            if key.starts_with("layers_") { *value == listed(&peft[key]) } else { *value == peft[key] };
         assert!(same, "{key}: {value} against {}", peft[key]);
     }
     let (again, _) = read_adapter(dir.path()).unwrap();
-    assert_eq!(AdapterConfig { extra: Default::default(), ..again }, AdapterConfig { extra: Default::default(), ..config });
+    assert_eq!(
+        AdapterConfig { extra: Default::default(), ..again },
+        AdapterConfig { extra: Default::default(), ..config }
+    );
     python(
         "
 import sys
@@ -201,9 +216,9 @@ fn written_safetensors_equal_the_library_s_bytes_in_any_order() {
         FileDType::F16 => safetensors::Dtype::F16,
         _ => safetensors::Dtype::BF16,
     };
-    let library = tensors
-        .iter()
-        .map(|(n, d, s, b)| (*n, safetensors::tensor::TensorView::new(library_dtype(*d), s.clone(), b).unwrap()));
+    let library = tensors.iter().map(|(n, d, s, b)| {
+        (*n, safetensors::tensor::TensorView::new(library_dtype(*d), s.clone(), b).unwrap())
+    });
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     assert_eq!(first, safetensors::serialize(library, Some(metadata)).unwrap());
     let reversed: Vec<_> = views.iter().rev().copied().collect();

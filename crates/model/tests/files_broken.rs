@@ -74,10 +74,19 @@ fn each_kind_of_lying_safetensors_header_is_refused() {
         (safetensors(&one(entry("BF16", "[2]", "0", "8")), 8), "takes 4 bytes"),
         (safetensors(&one(entry("F99", "[2]", "0", "8")), 8), "`F99`"),
         (safetensors(&one(entry("F32", "[4294967296,4294967296,4]", "0", "8")), 8), "make no size"),
-        (safetensors(&two(entry("F32", "[2]", "0", "8"), entry("F32", "[2]", "4", "12")), 12), "tensor `b` overlaps"),
-        (safetensors(&two(entry("F32", "[2]", "0", "8"), entry("F32", "[1]", "12", "16")), 16), "tensor `b` comes after a hole"),
+        (
+            safetensors(&two(entry("F32", "[2]", "0", "8"), entry("F32", "[2]", "4", "12")), 12),
+            "tensor `b` overlaps",
+        ),
+        (
+            safetensors(&two(entry("F32", "[2]", "0", "8"), entry("F32", "[1]", "12", "16")), 16),
+            "tensor `b` comes after a hole",
+        ),
         (safetensors(&one(entry("F32", "[1]", "4", "8")), 8), "tensor `a` comes after a hole"),
-        (safetensors(&good.replace("}}", &format!("}},\"a\":{}}}", entry("F32", "[2]", "8", "16"))), 16), "`a` twice"),
+        (
+            safetensors(&good.replace("}}", &format!("}},\"a\":{}}}", entry("F32", "[2]", "8", "16"))), 16),
+            "`a` twice",
+        ),
     ];
     for (bytes, expected) in cases {
         let message = open_safetensors(dir.path(), &bytes).unwrap_err().to_string();
@@ -213,7 +222,10 @@ fn each_kind_of_lying_gguf_header_is_refused() {
         (Gguf::start(3, 1, 0).tensor("t", &[400], 0, 0).data(64), "tensor `t` should lie"),
         (Gguf::start(3, 1, 0).tensor("t", &[4], 0, u64::MAX - 31).data(64), "tensor `t` should lie"),
         (Gguf::start(3, 2, 0).tensor("t", &[4], 0, 0).tensor("t", &[4], 0, 32).data(64), "twice"),
-        (Gguf::start(3, 2, 0).tensor("t", &[16], 0, 0).tensor("u", &[4], 0, 32).data(64), "tensor `u` overlaps `t`"),
+        (
+            Gguf::start(3, 2, 0).tensor("t", &[16], 0, 0).tensor("u", &[4], 0, 32).data(64),
+            "tensor `u` overlaps `t`",
+        ),
     ];
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.gguf");
@@ -247,8 +259,14 @@ fn an_index_that_does_not_fit_its_shards_is_refused() {
         index["weight_map"][name] = shard;
         index.to_string()
     };
-    refuse(change("not.there", json!("model-00001-of-00003.safetensors")), "tensor `not.there` should be in model-00001");
-    refuse(change("x", json!("model-00004-of-00003.safetensors")), "the shard model-00004-of-00003.safetensors");
+    refuse(
+        change("not.there", json!("model-00001-of-00003.safetensors")),
+        "tensor `not.there` should be in model-00001",
+    );
+    refuse(
+        change("x", json!("model-00004-of-00003.safetensors")),
+        "the shard model-00004-of-00003.safetensors",
+    );
     refuse(change("x", json!("../secret.safetensors")), "not a plain file name");
     refuse(change("x", json!("/etc/passwd")), "not a plain file name");
     refuse(change("x", json!(3)), "not an index");
@@ -259,7 +277,9 @@ fn an_index_that_does_not_fit_its_shards_is_refused() {
     let shard = dir.path().join("model-00002-of-00003.safetensors");
     let bytes = fs::read(&shard).unwrap();
     fs::write(&shard, &bytes[..bytes.len() / 2]).unwrap();
-    assert!(ModelFiles::open(dir.path()).unwrap_err().to_string().contains("model-00002-of-00003.safetensors"));
+    assert!(
+        ModelFiles::open(dir.path()).unwrap_err().to_string().contains("model-00002-of-00003.safetensors")
+    );
 }
 
 fn config(change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> Result<ModelConfig, Error> {
@@ -299,9 +319,14 @@ fn configuration_fields_that_cannot_be_obeyed_are_refused_by_name() {
     ];
     for (field, value) in cases {
         let message = config(|c| drop(c.insert(field.into(), value.clone()))).unwrap_err().to_string();
-        assert!(message.contains(field) && message.contains("some/config.json"), "{field} = {value}: {message}");
+        assert!(
+            message.contains(field) && message.contains("some/config.json"),
+            "{field} = {value}: {message}"
+        );
     }
-    for field in ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"] {
+    for field in
+        ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    {
         let message = config(|c| drop(c.remove(field))).unwrap_err().to_string();
         assert!(message.contains(&format!("`{field}` is missing")), "{message}");
     }
@@ -399,7 +424,8 @@ fn adapters_that_cannot_be_obeyed_are_refused_by_name() {
     ] {
         let mut changed = config.clone();
         changed[field] = value;
-        let message = AdapterConfig::from_value(changed, Path::new("adapter_config.json")).unwrap_err().to_string();
+        let message =
+            AdapterConfig::from_value(changed, Path::new("adapter_config.json")).unwrap_err().to_string();
         assert!(message.contains(field), "{field}: {message}");
     }
     let mut changed = config.clone();
@@ -434,6 +460,22 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     let nowhere = write_atomically(&dir.path().join("no/such/file"), |_| Ok(())).unwrap_err();
     assert!(nowhere.to_string().contains("no/such/file"));
+}
+
+/// /dev/full refuses every write with ENOSPC, as a full disk does.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_reported_and_leaves_the_old_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    fs::write(&path, b"old").unwrap();
+    std::os::unix::fs::symlink("/dev/full", dir.path().join(".model.safetensors.loratune-tmp")).unwrap();
+    let zeros = [0u8; 400];
+    let tensors = [("a", loratune_model::files::FileDType::F32, [100usize].as_slice(), zeros.as_slice())];
+    let message = loratune_model::files::write_safetensors(&path, &tensors).unwrap_err().to_string();
+    assert!(message.contains("model.safetensors") && message.contains("No space left"), "{message}");
+    assert_eq!(fs::read(&path).unwrap(), b"old");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
 #[test]

@@ -114,7 +114,9 @@ fn restore(dir: &Path, old: &Path) -> Result<()> {
 
 /// `.NAME.suffix` beside the target.
 fn aside(path: &Path, suffix: &str) -> Result<PathBuf> {
-    let name = path.file_name().ok_or_else(|| Error::unsupported(path, "is not the path of a file or folder to write"))?;
+    let name = path
+        .file_name()
+        .ok_or_else(|| Error::unsupported(path, "is not the path of a file or folder to write"))?;
     let mut hidden = OsString::from(".");
     hidden.push(name);
     hidden.push(suffix);

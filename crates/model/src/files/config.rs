@@ -6,7 +6,6 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::config_fields::{self, Fields};
-use super::suggest::nearest;
 use super::{Error, FileDType, Result, rope};
 
 /// The model families that are read. To add one: a variant, a line in [`Architecture::ALL`] and its own reading of the
@@ -91,9 +90,11 @@ impl ModelConfig {
         let num_attention_heads = fields.size("num_attention_heads")?;
         let head_dim = match fields.optional_size("head_dim")? {
             Some(given) => given,
-            None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
+            None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
             None => {
-                let detail = format!("({hidden_size}) is not a multiple of num_attention_heads ({num_attention_heads})");
+                let detail = format!(
+                    "({hidden_size}) is not a multiple of num_attention_heads ({num_attention_heads})"
+                );
                 return Err(fields.wrong("hidden_size", detail));
             }
         };
@@ -124,11 +125,11 @@ impl ModelConfig {
 
     fn check_dimensions(&self, fields: &Fields<'_>) -> Result<()> {
         let (heads, kv) = (self.num_attention_heads, self.num_key_value_heads);
-        if heads % kv != 0 {
+        if !heads.is_multiple_of(kv) {
             let detail = format!("({heads}) is not a multiple of num_key_value_heads ({kv})");
             return Err(fields.wrong("num_attention_heads", detail));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             let detail = format!("({}) is odd; rotary embeddings turn pairs of numbers", self.head_dim);
             return Err(fields.wrong("head_dim", detail));
         }
@@ -148,7 +149,9 @@ fn architecture(map: &Map<String, Value>, path: &Path) -> Result<Architecture> {
     let named = map.get("architectures").and_then(Value::as_array).filter(|list| !list.is_empty());
     let class = named.and_then(|list| list.first()).and_then(Value::as_str);
     let model_type = map.get("model_type").and_then(Value::as_str);
-    let find = |f: &dyn Fn(&(Architecture, &str, &str)) -> bool| Architecture::ALL.iter().find(|a| f(a)).map(|a| a.0);
+    let find = |f: &dyn Fn(&(Architecture, &str, &str)) -> bool| {
+        Architecture::ALL.iter().find(|a| f(a)).map(|a| a.0)
+    };
     let (found, given) = match (class, model_type) {
         (Some(class), _) => (find(&|a| a.1 == class), class),
         // Configurations written by hand, or of a bare `LlamaModel`, may leave the class out.
@@ -159,14 +162,13 @@ fn architecture(map: &Map<String, Value>, path: &Path) -> Result<Architecture> {
     };
     let supported = Architecture::supported();
     let found = found.ok_or_else(|| {
-        let near = nearest(given, supported.iter().copied().filter(|s| *s == given));
-        let near = near.first().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
-        let detail = format!("is `{given}`, which is not supported; supported: {}{near}", supported.join(", "));
+        let detail = format!("is `{given}`, which is not supported; supported: {}", supported.join(", "));
         Error::field(path, "architectures", detail)
     })?;
     let expected = Architecture::ALL.iter().find(|a| a.0 == found).map(|a| a.2);
     if model_type.is_some() && model_type != expected {
-        let detail = format!("is `{}`, which does not go with {}", model_type.unwrap_or(""), found.class_name());
+        let detail =
+            format!("is `{}`, which does not go with {}", model_type.unwrap_or(""), found.class_name());
         return Err(Error::field(path, "model_type", detail));
     }
     Ok(found)
@@ -180,7 +182,10 @@ fn dtype(fields: &Fields<'_>) -> Result<Option<FileDType>> {
             Some(Value::String(name)) => {
                 let known = FileDType::from_torch(name);
                 return known.map(Some).ok_or_else(|| {
-                    fields.wrong(key, format!("is `{name}`; only float32, bfloat16, float16 and float64 are read"))
+                    fields.wrong(
+                        key,
+                        format!("is `{name}`; only float32, bfloat16, float16 and float64 are read"),
+                    )
                 });
             }
             Some(_) => return Err(fields.wrong(key, "must be a type's name")),

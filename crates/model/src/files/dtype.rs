@@ -90,7 +90,7 @@ impl FileDType {
     pub fn bytes_of(self, shape: &[usize]) -> Option<usize> {
         let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
         let last = shape.last().copied().unwrap_or(1);
-        if last % self.block_len() != 0 {
+        if !last.is_multiple_of(self.block_len()) {
             return None;
         }
         (count / self.block_len()).checked_mul(self.block_bytes())

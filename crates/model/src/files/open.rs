@@ -27,7 +27,10 @@ pub struct ModelFiles {
 
 impl std::fmt::Debug for ModelFiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ModelFiles").field("path", &self.path).field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("ModelFiles")
+            .field("path", &self.path)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -62,7 +65,8 @@ impl ModelFiles {
         let config = ModelConfig::from_value(&raw_config, &config_path)?;
         let tensors = Box::new(open_weights(path)?);
         let generation_path = path.join("generation_config.json");
-        let generation_config = if generation_path.is_file() { Some(read_json(&generation_path)?) } else { None };
+        let generation_config =
+            if generation_path.is_file() { Some(read_json(&generation_path)?) } else { None };
         Ok(ModelFiles { path: path.to_owned(), config, raw_config, generation_config, tensors, gguf: None })
     }
 
@@ -102,25 +106,36 @@ fn open_weights(folder: &Path) -> Result<SafetensorsSource> {
         return SafetensorsSource::open_index(&index);
     }
     let names = file_names(folder)?;
-    let pickled = names.iter().find(|n| n.starts_with("pytorch_model") || n.ends_with(".bin") || n.ends_with(".pth"));
+    let pickled =
+        names.iter().find(|n| n.starts_with("pytorch_model") || n.ends_with(".bin") || n.ends_with(".pth"));
     if let Some(pickled) = pickled {
-        return Err(Error::unsupported(folder, format!(
-            "holds only {pickled}, a pickle, which is not read because it can run any code; convert it to safetensors \
+        return Err(Error::unsupported(
+            folder,
+            format!(
+                "holds only {pickled}, a pickle, which is not read because it can run any code; convert it to safetensors \
              with transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
-        )));
+            ),
+        ));
     }
     if let Some(other) = names.iter().find(|n| n.ends_with(".safetensors")) {
-        return Err(Error::unsupported(folder, format!(
-            "has neither model.safetensors nor model.safetensors.index.json, only {other}; download the index, too, or \
+        return Err(Error::unsupported(
+            folder,
+            format!(
+                "has neither model.safetensors nor model.safetensors.index.json, only {other}; download the index, too, or \
              rename the file if it holds the whole model"
-        )));
+            ),
+        ));
     }
-    Err(Error::unsupported(folder, "has a config.json but no weights (model.safetensors); download them, too"))
+    Err(Error::unsupported(
+        folder,
+        "has a config.json but no weights (model.safetensors); download them, too",
+    ))
 }
 
 fn not_a_model(folder: &Path) -> Error {
     if folder.join("adapter_config.json").is_file() {
-        let what = "is an adapter, not a model; give it as the adapter, and as the model the base it was made for";
+        let what =
+            "is an adapter, not a model; give it as the adapter, and as the model the base it was made for";
         return Error::unsupported(folder, what);
     }
     Error::unsupported(folder, "is not a model: it has neither a config.json nor one .gguf file")
@@ -133,7 +148,10 @@ fn only_gguf(folder: &Path) -> Result<Option<PathBuf>> {
     match found.as_slice() {
         [] => Ok(None),
         [one] => Ok(Some(folder.join(one))),
-        many => Err(Error::unsupported(folder, format!("holds several GGUF files; name one of {}", many.join(", ")))),
+        many => Err(Error::unsupported(
+            folder,
+            format!("holds several GGUF files; name one of {}", many.join(", ")),
+        )),
     }
 }
 

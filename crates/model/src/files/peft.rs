@@ -66,7 +66,7 @@ pub struct AdapterConfig {
     pub use_dora: bool,
     /// How A and B started.
     pub init_lora_weights: InitLoraWeights,
-    /// Ranks of modules whose path matches the key, in the order of the file.
+    /// Ranks of modules whose path matches the key; PEFT takes the first that matches, and writes them sorted.
     #[serde(deserialize_with = "nullable")]
     pub rank_pattern: BTreeMap<String, usize>,
     /// α of modules whose path matches the key.
@@ -160,7 +160,13 @@ impl AdapterConfig {
         let map = value.as_object().ok_or_else(|| Error::damaged(path, "it is not a JSON object"))?;
         match map.get("peft_type") {
             Some(Value::String(kind)) if kind == "LORA" => {}
-            None => return Err(Error::field(path, "peft_type", "is missing; is this an adapter_config.json of PEFT?")),
+            None => {
+                return Err(Error::field(
+                    path,
+                    "peft_type",
+                    "is missing; is this an adapter_config.json of PEFT?",
+                ));
+            }
             Some(other) => {
                 let detail = format!("is {other}; only \"LORA\" adapters are supported");
                 return Err(Error::field(path, "peft_type", detail));
@@ -185,7 +191,8 @@ impl AdapterConfig {
 
     fn check(&self, path: &Path) -> Result<()> {
         let field = |name: &str, detail: String| Err(Error::field(path, name, detail));
-        let ranks = std::iter::once(("r", &self.r)).chain(self.rank_pattern.values().map(|r| ("rank_pattern", r)));
+        let ranks =
+            std::iter::once(("r", &self.r)).chain(self.rank_pattern.values().map(|r| ("rank_pattern", r)));
         for (name, &r) in ranks {
             if r == 0 || r > 1 << 20 {
                 return field(name, format!("holds the rank {r}; it must be from 1 to 2^20"));
@@ -198,7 +205,10 @@ impl AdapterConfig {
             }
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
-            return field("lora_dropout", format!("is {}; it must be at least 0 and below 1", self.lora_dropout));
+            return field(
+                "lora_dropout",
+                format!("is {}; it must be at least 0 and below 1", self.lora_dropout),
+            );
         }
         if !["none", "all", "lora_only"].contains(&self.bias.as_str()) {
             return field("bias", format!("is `{}`; it must be none, all or lora_only", self.bias));
@@ -209,7 +219,10 @@ impl AdapterConfig {
     /// As PEFT saves it: the fields that all readers of PEFT adapters know, sorted, `inference_mode` true.
     pub fn to_value(&self) -> Value {
         let mut fields = BTreeMap::from([
-            ("alpha_pattern", Value::Object(self.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v))).collect())),
+            (
+                "alpha_pattern",
+                Value::Object(self.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v))).collect()),
+            ),
             ("auto_mapping", Value::Null),
             ("base_model_name_or_path", json!(self.base_model_name_or_path)),
             ("bias", json!(self.bias)),

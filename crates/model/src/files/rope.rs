@@ -38,12 +38,15 @@ fn section(fields: &Fields<'_>, key: &str, map: &Map<String, Value>) -> Result<O
             }
             ("rope_theta", value) => {
                 let given = value.as_f64().filter(|t| t.is_finite() && *t > 0.0);
-                theta = Some(given.ok_or_else(|| fields.wrong(key, "has a rope_theta that is no positive number"))?);
+                theta = Some(
+                    given.ok_or_else(|| fields.wrong(key, "has a rope_theta that is no positive number"))?,
+                );
             }
             ("partial_rotary_factor", value) if value.as_f64() == Some(1.0) => {}
             (_, Value::Null) => {}
             (other, value) => {
-                let detail = format!("has {other} = {value}, which is not implemented for rope_type \"default\"");
+                let detail =
+                    format!("has {other} = {value}, which is not implemented for rope_type \"default\"");
                 return Err(fields.wrong(key, detail));
             }
         }

@@ -43,13 +43,11 @@ fn near_paths(path: &Path) -> Option<String> {
         missing = parent;
     };
     let wrong = missing.file_name()?.to_str()?;
-    let names: Vec<String> = std::fs::read_dir(parent)
-        .ok()?
-        .flatten()
-        .filter_map(|e| e.file_name().into_string().ok())
-        .collect();
+    let names: Vec<String> =
+        std::fs::read_dir(parent).ok()?.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
     let near = nearest(wrong, names.iter().map(String::as_str));
-    let shown = if parent == Path::new(".") { "the current folder".to_owned() } else { parent.display().to_string() };
+    let shown =
+        if parent == Path::new(".") { "the current folder".to_owned() } else { parent.display().to_string() };
     Some(if near.is_empty() {
         format!(": {shown} has no `{wrong}`")
     } else {

@@ -47,7 +47,10 @@ pub trait TensorSource: Send + Sync {
 const CHUNK: usize = 1 << 15;
 
 /// Converts fixed-size little-endian items, in parallel.
-fn convert<const N: usize, T: Copy + Default + Send>(bytes: &[u8], f: impl Fn([u8; N]) -> T + Sync) -> Vec<T> {
+fn convert<const N: usize, T: Copy + Default + Send>(
+    bytes: &[u8],
+    f: impl Fn([u8; N]) -> T + Sync,
+) -> Vec<T> {
     let (items, _) = bytes.as_chunks::<N>();
     let mut out = vec![T::default(); items.len()];
     out.par_chunks_mut(CHUNK).zip(items.par_chunks(CHUNK)).for_each(|(out, items)| {

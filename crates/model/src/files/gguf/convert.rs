@@ -42,7 +42,9 @@ impl GgufFile {
             return Err(self.key_error(key, "differs from layer to layer, which is not supported"));
         }
         let number = value.as_u64();
-        number.map(Some).ok_or_else(|| self.key_error(key, format!("is {}, not a whole number", value.kind())))
+        number
+            .map(Some)
+            .ok_or_else(|| self.key_error(key, format!("is {}, not a whole number", value.kind())))
     }
 
     fn required(&self, key: &str) -> Result<u64> {
@@ -90,8 +92,9 @@ impl GgufFile {
         // The file has f32; printed shortest they are what the model's author wrote.
         let float = |x: f64| (x as f32).to_string().parse::<f64>().unwrap_or(x);
         let eps = self.number("llama.attention.layer_norm_rms_epsilon")?.map(float);
-        let eps = eps
-            .ok_or_else(|| self.key_error("llama.attention.layer_norm_rms_epsilon", "is missing from the metadata"))?;
+        let eps = eps.ok_or_else(|| {
+            self.key_error("llama.attention.layer_norm_rms_epsilon", "is missing from the metadata")
+        })?;
         let theta = self.number("llama.rope.freq_base")?.map_or(10_000.0, float);
         let config = json!({
             "architectures": ["LlamaForCausalLM"],
@@ -152,14 +155,16 @@ impl GgufFile {
             let id = self.whole(key)?;
             id.map(|n| u32::try_from(n).map_err(|_| self.key_error(key, "is no token id"))).transpose()
         };
-        let model = text("tokenizer.ggml.model")
-            .ok_or_else(|| self.key_error("tokenizer.ggml.model", "is missing; the file holds no tokenizer"))?;
+        let model = text("tokenizer.ggml.model").ok_or_else(|| {
+            self.key_error("tokenizer.ggml.model", "is missing; the file holds no tokenizer")
+        })?;
         Ok(GgufVocabulary {
             model,
             pre: text("tokenizer.ggml.pre"),
             tokens: self.string_array("tokenizer.ggml.tokens")?.unwrap_or_default(),
             scores: self.number_array("tokenizer.ggml.scores", |v| v.as_f64().map(|x| x as f32))?,
-            token_types: self.number_array("tokenizer.ggml.token_type", |v| i32::try_from(v.as_u64()?).ok())?,
+            token_types: self
+                .number_array("tokenizer.ggml.token_type", |v| i32::try_from(v.as_u64()?).ok())?,
             merges: self.string_array("tokenizer.ggml.merges")?,
             bos_id: id("tokenizer.ggml.bos_token_id")?,
             eos_id: id("tokenizer.ggml.eos_token_id")?,
@@ -175,13 +180,17 @@ impl GgufFile {
     fn string_array(&self, key: &str) -> Result<Option<Vec<String>>> {
         let Some(value) = self.metadata.get(key) else { return Ok(None) };
         let strings = value.as_strings().map(<[String]>::to_vec);
-        strings.map(Some).ok_or_else(|| self.key_error(key, format!("is {}, not an array of strings", value.kind())))
+        strings
+            .map(Some)
+            .ok_or_else(|| self.key_error(key, format!("is {}, not an array of strings", value.kind())))
     }
 
     fn number_array<T>(&self, key: &str, f: impl Fn(MetaValue) -> Option<T>) -> Result<Option<Vec<T>>> {
         let Some(value) = self.metadata.get(key) else { return Ok(None) };
         let numbers = value.scalars().and_then(|each| each.map(f).collect::<Option<Vec<T>>>());
-        numbers.map(Some).ok_or_else(|| self.key_error(key, format!("is {}, not as it should be", value.kind())))
+        numbers
+            .map(Some)
+            .ok_or_else(|| self.key_error(key, format!("is {}, not as it should be", value.kind())))
     }
 
     /// The metadata as JSON, arrays by their lengths: for showing to people.

@@ -78,7 +78,8 @@ fn preamble(reader: &mut Reader<'_>) -> Result<u64> {
             return Err(Error::unsupported(reader.path, "is a big-endian GGUF file, which is not read"));
         }
         version => {
-            let what = format!("is GGUF version {version}; versions 2 and 3 are read. Convert the model again");
+            let what =
+                format!("is GGUF version {version}; versions 2 and 3 are read. Convert the model again");
             return Err(Error::unsupported(reader.path, what));
         }
     }
@@ -120,7 +121,10 @@ fn tensors(
     // A name's length, dimensions' count, type and offset.
     let left = reader.bytes.len().saturating_sub(reader.at);
     if count > (left / 24) as u64 {
-        return Err(Error::damaged(path, format!("it claims {count} tensors, but only {left} bytes are left")));
+        return Err(Error::damaged(
+            path,
+            format!("it claims {count} tensors, but only {left} bytes are left"),
+        ));
     }
     let alignment = match metadata.get("general.alignment") {
         None => DEFAULT_ALIGNMENT,
@@ -180,7 +184,7 @@ fn description(reader: &mut Reader<'_>, alignment: u64) -> Result<(GgufTensor, u
         ))
     })?;
     let offset = reader.u64()?;
-    if offset % alignment != 0 {
+    if !offset.is_multiple_of(alignment) {
         return Err(wrong(format!("starts at {offset}, not a multiple of {alignment}; the file is damaged")));
     }
     let size = dtype

@@ -26,8 +26,11 @@ impl<'a> Reader<'a> {
     pub fn take(&mut self, n: usize) -> Result<&'a [u8]> {
         let end = self.at.checked_add(n).filter(|&end| end <= self.bytes.len());
         let Some(end) = end else {
-            let detail =
-                format!("it ends at byte {} in the middle of its header ({n} bytes wanted at {})", self.bytes.len(), self.at);
+            let detail = format!(
+                "it ends at byte {} in the middle of its header ({n} bytes wanted at {})",
+                self.bytes.len(),
+                self.at
+            );
             return Err(self.damaged(detail));
         };
         let taken = self.bytes.get(self.at..end).unwrap_or_default();

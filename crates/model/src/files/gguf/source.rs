@@ -68,7 +68,11 @@ impl TensorSource for GgufSource {
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
         let (tensor, _) = self.find(name)?;
-        Some(TensorInfo { shape: tensor.shape.clone(), dtype: tensor.dtype, file: self.file.path().to_owned() })
+        Some(TensorInfo {
+            shape: tensor.shape.clone(),
+            dtype: tensor.dtype,
+            file: self.file.path().to_owned(),
+        })
     }
 
     fn read(&self, name: &str) -> Result<RawTensor<'_>> {

@@ -53,7 +53,9 @@ impl ScalarKind {
         let unused = 64 - 8 * self.size() as u32;
         let signed = ((unsigned << unused) as i64) >> unused;
         match self {
-            ScalarKind::U8 | ScalarKind::U16 | ScalarKind::U32 | ScalarKind::U64 => MetaValue::Unsigned(unsigned),
+            ScalarKind::U8 | ScalarKind::U16 | ScalarKind::U32 | ScalarKind::U64 => {
+                MetaValue::Unsigned(unsigned)
+            }
             ScalarKind::I8 | ScalarKind::I16 | ScalarKind::I32 | ScalarKind::I64 => MetaValue::Signed(signed),
             ScalarKind::F32 => MetaValue::Float(f64::from(f32::from_bits(unsigned as u32))),
             ScalarKind::F64 => MetaValue::Float(f64::from_bits(unsigned)),

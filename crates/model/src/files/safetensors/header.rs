@@ -51,8 +51,8 @@ pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
     let Some((header, data)) = rest.split_at_checked(header_len) else {
         return Err(damaged(format!("it claims a header of {length} bytes, but only {} follow", rest.len())));
     };
-    let items: Pairs<Item> =
-        serde_json::from_slice(header).map_err(|e| damaged(format!("its header is not as it must be: {e}")))?;
+    let items: Pairs<Item> = serde_json::from_slice(header)
+        .map_err(|e| damaged(format!("its header is not as it must be: {e}")))?;
     if let Some(name) = items.duplicate() {
         return Err(damaged(format!("its header names `{name}` twice")));
     }

@@ -4,6 +4,6 @@ mod header;
 mod source;
 mod write;
 
-pub(crate) use source::missing;
 pub use source::SafetensorsSource;
+pub(crate) use source::missing;
 pub use write::{TensorPlan, TensorView, write_model, write_safetensors, write_safetensors_streaming};

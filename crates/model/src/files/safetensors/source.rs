@@ -57,9 +57,11 @@ impl SafetensorsSource {
                 opened.insert(shard, (source.files.len(), entries));
                 source.files.push(file);
             }
-            let entry = opened.get_mut(shard.as_str()).and_then(|(n, entries)| Some((*n, entries.remove(name)?)));
+            let entry =
+                opened.get_mut(shard.as_str()).and_then(|(n, entries)| Some((*n, entries.remove(name)?)));
             let Some(entry) = entry else {
-                let detail = format!("should be in {shard}, but is not; download the shards and the index again");
+                let detail =
+                    format!("should be in {shard}, but is not; download the shards and the index again");
                 return Err(Error::tensor(path, name, detail));
             };
             source.tensors.insert(name.clone(), entry);
@@ -72,7 +74,10 @@ fn open_shard(index: &Path, folder: &Path, shard: &str) -> Result<(MappedFile, B
     // A name that leads out of the folder is not a shard but an attack.
     let mut parts = Path::new(shard).components();
     if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
-        return Err(Error::damaged(index, format!("it names the shard `{shard}`, which is not a plain file name")));
+        return Err(Error::damaged(
+            index,
+            format!("it names the shard `{shard}`, which is not a plain file name"),
+        ));
     }
     let path = folder.join(shard);
     if !path.exists() {

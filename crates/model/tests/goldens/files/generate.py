@@ -125,7 +125,7 @@ def write_adapter(model):
     shutil.rmtree(at("adapter"), ignore_errors=True)
     config = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM",
                         rank_pattern={"v_proj": 3}, alpha_pattern={"v_proj": 7.5}, layers_to_transform=1,
-                        layers_pattern="layers", lora_dropout=0.1, base_model_name_or_path="llama")
+                        layers_pattern="layers", lora_dropout=0.1)
     peft = get_peft_model(model, config)
     fill(peft.base_model)
     peft.save_pretrained(at("adapter"))
