@@ -36,7 +36,7 @@ fn defaults_are_those_of_llama_factory_and_hugging_face() {
     assert_eq!((c.logging_steps, c.save_steps), (Steps::Count(500), Steps::Count(500)));
     assert_eq!((c.lr_scheduler_type, c.warmup_steps), (ScheduleKind::Linear, Steps::Count(0)));
     assert_eq!((c.eval_strategy, c.save_strategy), (EvalStrategy::No, SaveStrategy::Steps));
-    assert_eq!((c.packing, c.dtype, c.max_steps), (Some(false), BaseDtype::Float32, Limit(None)));
+    assert_eq!((c.packing, c.dtype, c.max_steps), (false, BaseDtype::Float32, Limit(None)));
     assert_eq!(config("bf16: true\n", &[]).dtype, BaseDtype::Bfloat16);
     assert_eq!(config("r: 4\n", &[]).lora_alpha, Some(8.0));
     let eval = config("eval_strategy: steps\nval_size: 0.1\nlogging_steps: 10\n", &[]);

@@ -117,7 +117,7 @@ impl Decoder {
         params: &mut Params,
         trained: &dyn Fn(&str) -> bool,
     ) -> Result<Decoder> {
-        if spec.num_layers == 0 || spec.head_dim % 2 != 0 {
+        if spec.num_layers == 0 || !spec.head_dim.is_multiple_of(2) {
             return Err(Error::Invalid(format!(
                 "a decoder of {} layers with heads of {} can't be built: at least one layer and an even head size",
                 spec.num_layers, spec.head_dim
