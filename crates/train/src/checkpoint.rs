@@ -272,7 +272,7 @@ pub fn started(path: &Path) -> Result<u64> {
 pub fn resume(trainer: &mut Trainer<'_>, path: &Path) -> Result<()> {
     let problem = |what: String| Error::Checkpoint { path: path.into(), what };
     let state = read_state(path)?;
-    let theirs = RunConfig::from_text(&state.config, STATE, &[])?.config;
+    let theirs = RunConfig::from_text(&state.config, "run_config.yaml", &[])?.config;
     let changed = differences(&theirs, trainer.config());
     if !changed.is_empty() {
         return Err(problem(format!(

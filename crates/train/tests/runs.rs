@@ -60,7 +60,8 @@ fn close(ours: f64, theirs: &Value, tolerance: f64, what: &str) {
 }
 
 fn compare_weights(ours: &Path, theirs: &Path, name: &str) {
-    let (ours, theirs) = (SafetensorsSource::open_file(ours).unwrap(), SafetensorsSource::open_file(theirs).unwrap());
+    let (ours, theirs) =
+        (SafetensorsSource::open_file(ours).unwrap(), SafetensorsSource::open_file(theirs).unwrap());
     assert_eq!(ours.names(), theirs.names(), "{name}: tensors");
     for tensor in ours.names() {
         let (a, b) = (ours.read(tensor).unwrap(), theirs.read(tensor).unwrap());
@@ -86,7 +87,12 @@ fn check(name: &str) {
     assert_eq!(seen.steps.len(), steps.len());
     for (ours, theirs) in seen.steps.iter().zip(steps) {
         let label = |what: &str| format!("{name} step {}: {what}", ours.step);
-        assert_eq!(ours.trained_tokens as u64, theirs["trained_tokens"].as_u64().unwrap(), "{}", label("tokens"));
+        assert_eq!(
+            ours.trained_tokens as u64,
+            theirs["trained_tokens"].as_u64().unwrap(),
+            "{}",
+            label("tokens")
+        );
         close(ours.loss, &theirs["loss"], LOSS, &label("loss"));
         close(ours.grad_norm, &theirs["grad_norm"], GRAD_NORM, &label("gradient norm"));
         close(ours.learning_rate, &theirs["learning_rate"], 1e-12, &label("learning rate"));
@@ -122,7 +128,11 @@ fn compare_logits(name: &str, config: &RunConfig, adapter: &Path) {
         let ours: Tensor = model.decoder.logits(&model.params, &Batch::from_ids([ids.as_slice()])).unwrap();
         let theirs = expected.read(&format!("doc{doc}.logits")).unwrap().to_f32();
         for (a, b) in ours.to_f64_vec().iter().zip(theirs) {
-            assert!((a - b as f64).abs() < 1e-4, "{name}: logits {a} here, {b} there ({})", adapter.display());
+            assert!(
+                (a - b as f64).abs() < 1e-4,
+                "{name}: logits {a} here, {b} there ({})",
+                adapter.display()
+            );
         }
     }
 }

@@ -1,0 +1,272 @@
+//! What a run promises beyond its numbers: the same result however it is cut up, interrupted or threaded.
+
+use std::path::{Path, PathBuf};
+
+use loratune_train::config::{RunConfig, SaveStrategy};
+use loratune_train::progress::{Evaluation, StepReport};
+use loratune_train::report::LogEntry;
+use loratune_train::run::{Outcome, prepare};
+use loratune_train::trainer::{Ending, Observer};
+use loratune_train::{Error, Result};
+
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/runs")
+}
+
+fn config(output: &Path, settings: &[&str]) -> RunConfig {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/goldens/llama/gqa-untied");
+    let mut all = vec![
+        format!("model_name_or_path={}", model.canonicalize().unwrap().display()),
+        format!("dataset={}", goldens().join("train.jsonl").display()),
+        format!("output_dir={}", output.display()),
+    ];
+    let defaults = [
+        "cutoff_len=64",
+        "learning_rate=0.01",
+        "max_steps=8",
+        "logging_steps=3",
+        "per_device_train_batch_size=4",
+        "lora_rank=4",
+    ];
+    all.extend(defaults.iter().chain(settings).map(|s| s.to_string()));
+    RunConfig::from_overrides(&all).unwrap().config
+}
+
+/// Records the steps, and asks to stop after one of them.
+#[derive(Default)]
+struct Watcher {
+    steps: Vec<StepReport>,
+    evaluations: Vec<f64>,
+    stop_after: Option<u64>,
+}
+
+impl Observer for Watcher {
+    fn step(&mut self, report: &StepReport) {
+        self.steps.push(*report);
+    }
+    fn evaluated(&mut self, _: u64, evaluation: &Evaluation) {
+        self.evaluations.push(evaluation.loss);
+    }
+    fn logged(&mut self, _: &LogEntry, _: u64) {}
+    fn saved(&mut self, _: u64, _: &Path) {}
+    fn stop_requested(&mut self) -> bool {
+        self.stop_after.is_some_and(|n| self.steps.last().is_some_and(|s| s.step >= n))
+    }
+}
+
+fn run(config: RunConfig) -> (Result<Outcome>, Watcher) {
+    run_until(config, None)
+}
+
+fn run_until(config: RunConfig, stop_after: Option<u64>) -> (Result<Outcome>, Watcher) {
+    let mut watcher = Watcher { stop_after, ..Watcher::default() };
+    let outcome = prepare(config).and_then(|p| p.run(&mut watcher));
+    (outcome, watcher)
+}
+
+fn bytes(dir: &Path, file: &str) -> Vec<u8> {
+    std::fs::read(dir.join(file)).unwrap_or_else(|e| panic!("{}: {e}", dir.join(file).display()))
+}
+
+const DROPOUT: &str = "lora_dropout=0.1";
+
+#[test]
+fn an_interrupted_and_resumed_run_ends_with_the_bytes_of_the_whole_one() {
+    let eval = format!("eval_dataset={}", goldens().join("eval.jsonl").display());
+    for extra in [
+        vec![DROPOUT, "save_steps=3"],
+        vec![
+            DROPOUT,
+            "packing=true",
+            "gradient_accumulation_steps=2",
+            "bf16=true",
+            "lr_scheduler_type=cosine",
+        ],
+        vec!["finetuning_type=full", "weight_decay=0.1"],
+        vec![&eval, "eval_strategy=steps", "eval_steps=2", "save_steps=2", "load_best_model_at_end=true"],
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("run");
+        let keep = dir.path().join("whole");
+        run(config(&place, &extra)).0.unwrap();
+        std::fs::rename(&place, &keep).unwrap();
+        for stop in [1, 4, 7] {
+            let (outcome, _) = run_until(config(&place, &extra), Some(stop));
+            assert_eq!(outcome.unwrap().ending, Ending::Interrupted { step: stop });
+            let refused = run(config(&place, &extra)).0.unwrap_err().to_string();
+            assert!(refused.contains("resume_from_checkpoint=true"), "{refused}");
+            let resumed = [extra.as_slice(), &["resume_from_checkpoint=true"]].concat();
+            let (outcome, seen) = run(config(&place, &resumed));
+            assert_eq!(outcome.unwrap().ending, Ending::Finished);
+            assert_eq!(seen.steps.first().unwrap().step, stop + 1);
+            let weights = if extra.contains(&"finetuning_type=full") {
+                "model.safetensors"
+            } else {
+                "adapter_model.safetensors"
+            };
+            for file in [weights, "trainer_state.json", "README.md", "training_loss.svg"] {
+                assert!(
+                    bytes(&place, file) == bytes(&keep, file),
+                    "{extra:?}, stopped at {stop}: {file} differs"
+                );
+            }
+            std::fs::remove_dir_all(&place).unwrap();
+        }
+    }
+}
+
+#[test]
+fn one_batch_of_eight_is_eight_of_one() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let settings = [
+        ["per_device_train_batch_size=8", "gradient_accumulation_steps=1"],
+        ["per_device_train_batch_size=1", "gradient_accumulation_steps=8"],
+    ];
+    let [a, b] = [0, 1].map(|i| run(config(dirs[i].path(), &settings[i])).1);
+    for (a, b) in a.steps.iter().zip(&b.steps) {
+        assert!(
+            (a.loss / b.loss - 1.0).abs() < 1e-5 && (a.grad_norm / b.grad_norm - 1.0).abs() < 1e-4,
+            "{a:?} {b:?}"
+        );
+        assert_eq!(a.trained_tokens, b.trained_tokens);
+    }
+}
+
+#[test]
+fn packing_changes_the_rows_but_not_the_loss_of_an_epoch() {
+    // One step over all rows: packed or not, every token sees the same tokens.
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let common = ["max_steps=1", "per_device_train_batch_size=48"];
+    let plain = run(config(dirs[0].path(), &common)).1;
+    let packed = run(config(dirs[1].path(), &[common.as_slice(), &["packing=true"]].concat())).1;
+    let (a, b) = (plain.steps[0], packed.steps[0]);
+    assert_eq!(a.trained_tokens, b.trained_tokens);
+    assert!((a.loss / b.loss - 1.0).abs() < 1e-6, "{} {}", a.loss, b.loss);
+    assert!((a.grad_norm / b.grad_norm - 1.0).abs() < 1e-5, "{} {}", a.grad_norm, b.grad_norm);
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    for extra in [vec![DROPOUT], vec![DROPOUT, "bf16=true"], vec!["finetuning_type=full"]] {
+        let adapters: Vec<Vec<u8>> = ["threads=1", "threads=2", "threads=5"]
+            .iter()
+            .map(|threads| {
+                let dir = tempfile::tempdir().unwrap();
+                let settings = [extra.as_slice(), &[threads]].concat();
+                run(config(dir.path(), &settings)).0.unwrap();
+                let full = extra.contains(&"finetuning_type=full");
+                bytes(dir.path(), if full { "model.safetensors" } else { "adapter_model.safetensors" })
+            })
+            .collect();
+        assert!(adapters[0] == adapters[1] && adapters[0] == adapters[2], "{extra:?}");
+    }
+}
+
+#[test]
+fn dropout_changes_training_and_not_evaluation_and_depends_on_the_seed() {
+    let dir = tempfile::tempdir().unwrap();
+    let loss = |settings: &[&str]| {
+        let place = dir.path().join("run");
+        let seen = run(config(&place, settings)).1;
+        std::fs::remove_dir_all(&place).unwrap();
+        seen.steps.last().unwrap().loss
+    };
+    let (none, some, again, other) = (
+        loss(&[]),
+        loss(&["lora_dropout=0.5"]),
+        loss(&["lora_dropout=0.5"]),
+        loss(&["lora_dropout=0.5", "seed=7"]),
+    );
+    assert!(none != some && some == again && some != other, "{none} {some} {again} {other}");
+}
+
+#[test]
+fn random_initialisation_and_bf16_learn() {
+    for extra in [
+        vec!["train_from_scratch=true", "finetuning_type=full", "learning_rate=0.02", "max_steps=60"],
+        vec!["bf16=true", "max_steps=40"],
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let seen = run(config(dir.path(), &extra)).1;
+        let (first, last) = (seen.steps[0].loss, seen.steps.last().unwrap().loss);
+        assert!(last < 0.8 * first, "{extra:?}: from {first} to {last}");
+    }
+}
+
+#[test]
+fn the_best_checkpoint_is_kept_and_loaded_and_no_gain_stops_early() {
+    let dir = tempfile::tempdir().unwrap();
+    let eval = format!("eval_dataset={}", goldens().join("eval.jsonl").display());
+    // So high a rate that the evaluation gets worse soon.
+    let settings = [
+        eval.as_str(),
+        "eval_strategy=steps",
+        "eval_steps=1",
+        "save_steps=1",
+        "save_total_limit=1",
+        "load_best_model_at_end=true",
+        "early_stopping_steps=2",
+        "max_steps=200",
+        "learning_rate=0.15",
+        "lr_scheduler_type=constant",
+    ];
+    let (outcome, seen) = run(config(dir.path(), &settings));
+    let outcome = outcome.unwrap();
+    let Ending::EarlyStopped { step } = outcome.ending else { panic!("{outcome:?}") };
+    assert!(step < 200);
+    let best = seen.evaluations.iter().copied().fold(f64::INFINITY, f64::min);
+    let kept = outcome.evaluation.unwrap().loss;
+    assert!((kept - best).abs() < 1e-9 * best, "kept {kept}, best {best}");
+    assert_eq!(outcome.best_step, Some(step - 2));
+    let mut left: Vec<String> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|n| n.starts_with("checkpoint"))
+        .collect();
+    left.sort();
+    assert!(left.contains(&format!("checkpoint-{}", step - 2)) && left.len() <= 2, "{left:?}");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_is_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = ["learning_rate=1e30", "max_grad_norm=0", "lr_scheduler_type=constant", "logging_steps=1"];
+    let error = run(config(dir.path(), &settings)).0.unwrap_err();
+    let Error::NonFinite { step, .. } = &error else { panic!("{error}") };
+    let text = error.to_string();
+    assert!(*step >= 2 && text.contains("model.layers.0.self_attn"), "{text}");
+    let state = String::from_utf8(bytes(dir.path(), "trainer_state.json")).unwrap();
+    assert!(state.contains("NaN") || state.contains("Infinity"), "{state}");
+    assert!(!dir.path().join("adapter_model.safetensors").exists());
+}
+
+#[test]
+fn a_checkpoint_is_not_continued_with_other_settings_or_data() {
+    let dir = tempfile::tempdir().unwrap();
+    run_until(config(dir.path(), &[]), Some(3)).0.unwrap();
+    let resume = |extra: &[&str]| {
+        let settings = [extra, &["resume_from_checkpoint=true"]].concat();
+        run(config(dir.path(), &settings)).0.unwrap_err().to_string()
+    };
+    let text = resume(&["learning_rate=0.02", "seed=1"]);
+    assert!(text.contains("learning_rate") && text.contains("seed") && !text.contains("lora_rank"), "{text}");
+    let text = resume(&["max_samples=10"]);
+    assert!(text.contains("max_samples"), "{text}");
+    std::fs::remove_file(dir.path().join("checkpoint-3/optimizer.safetensors")).unwrap();
+    assert!(resume(&[]).contains("optimizer.safetensors"));
+}
+
+#[test]
+fn an_output_folder_is_only_overwritten_when_asked_and_then_only_what_runs_write() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("notes.txt"), "mine").unwrap();
+    let refused = run(config(dir.path(), &[])).0.unwrap_err();
+    assert!(refused.is_usage() && refused.to_string().contains("overwrite_output_dir=true"), "{refused}");
+    let mut overwrite = config(dir.path(), &["save_steps=2"]);
+    overwrite.overwrite_output_dir = true;
+    run(overwrite.clone()).0.unwrap();
+    overwrite.save_strategy = SaveStrategy::No;
+    run(overwrite).0.unwrap();
+    assert_eq!(bytes(dir.path(), "notes.txt"), b"mine");
+    assert!(!dir.path().join("checkpoint-2").exists());
+}
