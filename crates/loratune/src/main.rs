@@ -1,1 +1,73 @@
-fn main() {}
+//! The command line of loratune: arguments, messages and exit codes. What it does is in the libraries.
+
+mod cli;
+mod commands;
+mod load;
+mod output;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use cli::{Cli, Command};
+
+/// Exit codes: 0, or one of these. (130 is an interrupted run; see `commands::train`.)
+const FAILURE: u8 = 1;
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
+    start_logs();
+    match dispatch(&cli) {
+        Ok(code) => code,
+        Err(e) if output::is_closed(&e) => ExitCode::SUCCESS,
+        Err(e) => {
+            output::error(&output::message(&e));
+            ExitCode::from(if output::is_usage(&e) { USAGE } else { FAILURE })
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Train(args) => return commands::train::run(args, global),
+        Command::Generate(args) => commands::generate::run(args, global)?,
+        Command::Eval(args) => commands::eval::run(args, global)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Help, the version, or what clap says is wrong; a configuration key given as a flag gets a word on how to write it.
+fn usage(e: &clap::Error) -> ExitCode {
+    let failed = e.use_stderr();
+    let _ = e.print();
+    if let Some(tip) = key_tip(e) {
+        eprintln!("\n{tip}");
+    }
+    ExitCode::from(if failed { USAGE } else { 0 })
+}
+
+fn key_tip(e: &clap::Error) -> Option<String> {
+    let clap::error::ContextValue::String(flag) = e.get(clap::error::ContextKind::InvalidArg)? else {
+        return None;
+    };
+    let name = flag.trim_start_matches('-').split('=').next()?.replace('-', "_");
+    let key = loratune_train::config::Key::find(&name)?;
+    let is_subcommand_flag =
+        Cli::command().get_subcommands().any(|c| c.get_arguments().any(|a| a.get_long() == Some(&name)));
+    (!is_subcommand_flag)
+        .then(|| format!("tip: settings of a run are written without dashes, as in {}=VALUE", key.name))
+}
+
+/// Logs of the libraries, only where RUST_LOG asks for them.
+fn start_logs() {
+    if std::env::var_os("RUST_LOG").is_some_and(|v| !v.is_empty()) {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
+}

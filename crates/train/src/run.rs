@@ -122,7 +122,10 @@ fn locate(name: &str, dataset_dir: &str) -> PathBuf {
 }
 
 /// Every row must fit the model: its context and its vocabulary.
-fn check_fits(
+///
+/// # Errors
+/// The first row that does not, with its place.
+pub fn check_fits(
     train: &[loratune_data::Example],
     eval: &[loratune_data::Example],
     files: &loratune_model::files::ModelFiles,

@@ -1,0 +1,231 @@
+//! The arguments of every command.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use loratune_engine::DType;
+use loratune_train::config::KEYS;
+
+/// Fine-tune language models with LoRA: one binary, no Python.
+#[derive(Debug, Parser)]
+#[command(
+    name = "loratune",
+    version,
+    max_term_width = 100,
+    propagate_version = true,
+    after_help = "Example: loratune train lora.yaml\n\
+                  Then:    loratune generate --model models/base --adapter runs/first --prompt \"Hello\""
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Say nothing but results and errors.
+    #[arg(short, long, global = true, help_heading = "Everywhere")]
+    pub quiet: bool,
+    /// Threads for computing; all cores unless given.
+    #[arg(long, value_name = "N", global = true, help_heading = "Everywhere", value_parser = at_least_1)]
+    pub threads: Option<usize>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Fine-tune a model, or go on with a run that was stopped.
+    Train(TrainArgs),
+    /// Let a model answer prompts.
+    Generate(GenerateArgs),
+    /// Measure a model on a dataset: loss, perplexity, accuracy.
+    Eval(EvalArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: loratune train lora.yaml learning_rate=2e-4 output_dir=runs/second",
+    after_long_help = keys_help()
+)]
+pub struct TrainArgs {
+    /// The configuration (YAML or JSON), then settings that win over it; without a file, settings alone.
+    #[arg(value_name = "CONFIG.yaml] [KEY=VALUE", num_args = 0..)]
+    pub settings: Vec<String>,
+    /// Print the whole configuration, with where each value comes from, and stop.
+    #[arg(long, help_heading = "Before the run", conflicts_with_all = ["dry_run", "json"])]
+    pub print_config: bool,
+    /// Read and check everything, print the data report and the plan, and stop.
+    #[arg(long, help_heading = "Before the run")]
+    pub dry_run: bool,
+    /// Print events for programs: one JSON object a line.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+/// A model to run.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// The model: a Hugging Face folder or a GGUF file.
+    #[arg(short, long, value_name = "PATH", help_heading = "Model")]
+    pub model: PathBuf,
+    /// An adapter for it, in PEFT's format: what a run leaves in its folder.
+    #[arg(short, long, value_name = "FOLDER", help_heading = "Model")]
+    pub adapter: Option<PathBuf>,
+}
+
+/// Type of weights and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ComputeDtype {
+    F32,
+    Bf16,
+}
+
+impl From<ComputeDtype> for DType {
+    fn from(d: ComputeDtype) -> DType {
+        match d {
+            ComputeDtype::F32 => DType::F32,
+            ComputeDtype::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// How a prompt becomes text, and how tokens are chosen.
+#[derive(Debug, Args)]
+pub struct AnswerArgs {
+    /// A system message before the prompt.
+    #[arg(short, long, value_name = "TEXT", help_heading = "Prompt")]
+    pub system: Option<String>,
+    /// Chat template: a name (alpaca, chatml, default, empty) or a .jinja file; the model's own unless given.
+    #[arg(short, long, value_name = "NAME", help_heading = "Prompt")]
+    pub template: Option<String>,
+    /// Most tokens of an answer.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 256, help_heading = "Choice of tokens")]
+    pub max_new_tokens: usize,
+    /// 0 always takes the most probable token; higher is more varied.
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, help_heading = "Choice of tokens")]
+    pub temperature: f64,
+    /// Choose among the most probable tokens that together have this probability.
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = share, help_heading = "Choice of tokens")]
+    pub top_p: f64,
+    /// Choose among this many most probable tokens; 0 is all.
+    #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Choice of tokens")]
+    pub top_k: usize,
+    /// Seed of the choice; the same seed gives the same text.
+    #[arg(long, value_name = "N", default_value_t = 42, help_heading = "Choice of tokens")]
+    pub seed: u64,
+    /// Type to compute in.
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = ComputeDtype::F32, help_heading = "Model")]
+    pub dtype: ComputeDtype,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: loratune generate --model models/base --adapter runs/first --prompt \"What is 2 + 3?\""
+)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A prompt; give the option again for more, they run together.
+    #[arg(short, long, value_name = "TEXT", help_heading = "Prompt", required_unless_present = "prompts")]
+    pub prompt: Vec<String>,
+    /// Prompts from a .jsonl file: strings, or objects with `prompt`, `question`, `instruction` or `messages`.
+    #[arg(long, value_name = "FILE", help_heading = "Prompt", conflicts_with = "prompt")]
+    pub prompts: Option<PathBuf>,
+    /// Continue the text of the prompt as it is, without the chat template.
+    #[arg(long, help_heading = "Prompt", conflicts_with_all = ["system", "template"])]
+    pub raw: bool,
+    #[command(flatten)]
+    pub answer: AnswerArgs,
+    /// Print one JSON object a line for every prompt.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: loratune eval --model models/base --adapter runs/first --dataset data/test.jsonl --exact-match"
+)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Compute in bfloat16.
+    #[arg(long, help_heading = "Model")]
+    pub bf16: bool,
+    /// A dataset: a .json or .jsonl file or a folder of them; give the option again for more.
+    #[arg(short, long, value_name = "PATH", required = true, help_heading = "Data")]
+    pub dataset: Vec<PathBuf>,
+    /// Chat template: a name (alpaca, chatml, default, empty) or a .jinja file; the model's own unless given.
+    #[arg(short, long, value_name = "NAME", help_heading = "Data")]
+    pub template: Option<String>,
+    /// Cut rows at this many tokens; the model's context unless given.
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = at_least_1)]
+    pub cutoff_len: Option<usize>,
+    /// Use only the first rows of every dataset.
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = at_least_1)]
+    pub max_samples: Option<usize>,
+    /// Rows that run together.
+    #[arg(long, value_name = "N", default_value_t = 8, help_heading = "Data", value_parser = at_least_1)]
+    pub batch_size: usize,
+    /// Also let the model answer every row's prompt and count answers that equal the row's.
+    #[arg(long, help_heading = "Exact match")]
+    pub exact_match: bool,
+    /// Most tokens of such an answer.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 256,
+        help_heading = "Exact match",
+        requires = "exact_match"
+    )]
+    pub max_new_tokens: usize,
+    /// Print the result as one JSON object.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+fn at_least_1(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n >= 1).ok_or_else(|| "a whole number of at least 1 is needed".into())
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    let given = text.parse().ok().filter(|t: &f64| t.is_finite() && *t >= 0.0);
+    given.ok_or_else(|| "a number of at least 0 is needed".into())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let given = text.parse().ok().filter(|p: &f64| *p > 0.0 && *p <= 1.0);
+    given.ok_or_else(|| "a number above 0 and up to 1 is needed".into())
+}
+
+/// Every key of a run's configuration with its default, for `train --help`.
+fn keys_help() -> String {
+    use std::fmt::Write;
+
+    let defaults = loratune_train::config::RunConfig::default();
+    let mut out = String::from(
+        "Example: loratune train lora.yaml learning_rate=2e-4 output_dir=runs/second\n\n\
+         Keys of the configuration, with defaults (`--help` of this command is the reference):\n",
+    );
+    let mut group = "";
+    for key in KEYS {
+        if key.group != group {
+            group = key.group;
+            let _ = writeln!(out, "\n  {group}");
+        }
+        let default = match (key.required, key.default_words, (key.get)(&defaults)) {
+            (Some(_), _, _) => "required".to_string(),
+            (_, Some(words), _) => words.to_string(),
+            (_, _, loratune_train::config::Value::Null) => "none".to_string(),
+            (_, _, value) => value.to_yaml(),
+        };
+        let doc = key.doc.split_whitespace().collect::<Vec<_>>().join(" ");
+        let _ = writeln!(out, "    {}: {default}", key.name);
+        for line in crate::output::wrap(&doc, 88) {
+            let _ = writeln!(out, "        {line}");
+        }
+    }
+    out.truncate(out.trim_end().len());
+    out
+}

@@ -1,0 +1,301 @@
+//! `loratune train`.
+
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use loratune_engine::DType;
+use loratune_train::checkpoint::Start;
+use loratune_train::config::{Finetuning, Loaded, RunConfig, Value};
+use loratune_train::model::dtypes;
+use loratune_train::run::{Outcome, Prepared, peak_memory, prepare};
+use loratune_train::trainer::Ending;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::cli::{Global, TrainArgs};
+use crate::load::start_threads;
+use crate::output::{self, bytes, duration, field, number, shell_word, thousands};
+use crate::progress::{Progress, Style};
+
+/// Exit code of a run that was interrupted: 128 + SIGINT, as shells say it.
+const INTERRUPTED: u8 = 130;
+
+pub fn run(args: &TrainArgs, global: &Global) -> Result<ExitCode> {
+    let loaded = load_config(args, global)?;
+    if !args.json && !global.quiet {
+        loaded.notes.iter().for_each(|n| output::note(&format!("note: {n}")));
+    }
+    if args.print_config {
+        output::print(&loaded.to_annotated_yaml())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let threads = loaded.config.threads.and_then(|n| usize::try_from(n).ok());
+    start_threads(&Global { quiet: global.quiet, threads })?;
+    let style = match (args.json, global.quiet) {
+        (true, _) => Style::Json,
+        (_, true) => Style::Quiet,
+        _ => Style::Lines,
+    };
+    let template = loaded.config.template.clone();
+    let prepared = prepare(loaded.config.clone())?;
+    let plan = Plan::of(&prepared);
+    introduce(style, &loaded, &prepared, &plan, args.dry_run)?;
+    if args.dry_run {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let stop = listen(style != Style::Json && !global.quiet)?;
+    let mut progress = Progress::new(style, plan.total_steps, stop);
+    let outcome = prepared.run(&mut progress);
+    let closed = progress.finish();
+    let outcome = outcome?;
+    let interrupted = matches!(outcome.ending, Ending::Interrupted { .. });
+    if !closed {
+        conclude(style, &loaded.config, template.as_deref(), &outcome, progress.last_loss)?;
+    }
+    Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// The first setting is the configuration's file unless it is a `key=value`; a file whose name has a `=` in it counts.
+fn load_config(args: &TrainArgs, global: &Global) -> Result<Loaded> {
+    let file = args.settings.first().filter(|s| !s.contains('=') || Path::new(s).is_file());
+    let mut overrides = args.settings[usize::from(file.is_some())..].to_vec();
+    overrides.extend(global.threads.map(|n| format!("threads={n}")));
+    Ok(match file {
+        Some(path) => RunConfig::load(Path::new(path), &overrides)?,
+        None => RunConfig::from_overrides(&overrides)?,
+    })
+}
+
+/// What a run is going to do.
+#[derive(Debug, Serialize)]
+struct Plan {
+    examples: usize,
+    eval_examples: usize,
+    rows_per_epoch: usize,
+    steps_per_epoch: u64,
+    total_steps: u64,
+    trainable_parameters: usize,
+    parameters: usize,
+    /// Bytes of all weights, frozen and trained.
+    weight_bytes: u64,
+    /// Bytes of the gradients and the optimiser's state.
+    training_bytes: u64,
+    resume_from: Option<String>,
+}
+
+impl Plan {
+    fn of(prepared: &Prepared) -> Plan {
+        let (trained, all) = prepared.parameters();
+        let stored = if dtypes(&prepared.config).weights == DType::BF16 { 2 } else { 4 };
+        Plan {
+            examples: prepared.feed.train.len(),
+            eval_examples: prepared.feed.eval.len(),
+            rows_per_epoch: prepared.feed.rows_per_epoch(),
+            steps_per_epoch: prepared.feed.steps_per_epoch(),
+            total_steps: prepared.total_steps(),
+            trainable_parameters: trained,
+            parameters: all,
+            weight_bytes: (all.saturating_sub(trained) * stored + trained * 4) as u64,
+            // A gradient and AdamW's two moments, in f32.
+            training_bytes: trained as u64 * 12,
+            resume_from: match &prepared.start {
+                Start::Resume(path) => Some(path.display().to_string()),
+                Start::Fresh => None,
+            },
+        }
+    }
+
+    fn render(&self, config: &RunConfig) -> String {
+        let rows = if config.packing { "packs" } else { "rows" };
+        let share = 100.0 * self.trainable_parameters as f64 / self.parameters.max(1) as f64;
+        let steps = format!(
+            "{} ({} an epoch of {} {rows}, {} × {} a step)",
+            thousands(self.total_steps),
+            thousands(self.steps_per_epoch),
+            thousands(self.rows_per_epoch),
+            config.per_device_train_batch_size,
+            config.gradient_accumulation_steps
+        );
+        let trained = format!(
+            "{} of {} ({share:.2} %)",
+            thousands(self.trainable_parameters),
+            thousands(self.parameters)
+        );
+        let memory = format!(
+            "{} for the weights, {} for gradients and optimiser, activations besides",
+            bytes(self.weight_bytes),
+            bytes(self.training_bytes)
+        );
+        let mut out =
+            format!("{:<10} {steps}\n{:<10} {trained}\n{:<10} {memory}\n", "steps", "trained", "memory");
+        if let Some(path) = &self.resume_from {
+            out.push_str(&format!("{:<10} from {path}\n", "goes on"));
+        }
+        out
+    }
+}
+
+/// What is shown before the first step.
+fn introduce(style: Style, loaded: &Loaded, prepared: &Prepared, plan: &Plan, dry: bool) -> Result<()> {
+    match style {
+        Style::Quiet if !dry => {}
+        Style::Json => {
+            let config: serde_json::Map<String, serde_json::Value> =
+                loaded.config.entries().into_iter().map(|(k, v)| (k.name.to_string(), plain(&v))).collect();
+            output::json(&json!({"event": "start", "config": config, "notes": loaded.notes}))?;
+            output::json(&json!({"event": "data", "report": prepared.report}))?;
+            output::json(&json!({"event": "plan", "plan": plan}))?;
+        }
+        _ => {
+            output::print(&prepared.report.render(output::colors(&io::stdout())))?;
+            output::print(&format!("\n{}\n", plan.render(&loaded.config)))?;
+        }
+    }
+    Ok(())
+}
+
+fn plain(value: &Value) -> serde_json::Value {
+    match value {
+        Value::Null => serde_json::Value::Null,
+        Value::Bool(b) => json!(b),
+        Value::Int(i) => json!(i),
+        Value::Float(x) => json!(x),
+        Value::Str(s) => json!(s),
+        Value::List(items) => items.iter().map(plain).collect(),
+        Value::Map(entries) => entries.iter().map(|(k, v)| (k.clone(), plain(v))).collect(),
+    }
+}
+
+/// A flag that the first SIGINT or SIGTERM sets; the second one ends the process at once.
+fn listen(speak: bool) -> Result<Arc<AtomicBool>> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::flag;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // The order matters: the shutdown looks at what earlier signals left in the flag.
+        flag::register_conditional_shutdown(signal, INTERRUPTED.into(), stop.clone())
+            .and_then(|_| flag::register(signal, stop.clone()))
+            .context("signals cannot be handled")?;
+    }
+    if speak {
+        let stop = stop.clone();
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::SeqCst) {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            output::note("\nfinishing the step and saving; press Ctrl-C again to stop at once");
+        });
+    }
+    Ok(stop)
+}
+
+/// This command once more, going on from the newest checkpoint.
+fn resume_command() -> String {
+    let replaced = ["overwrite_output_dir=", "resume_from_checkpoint="];
+    let words = std::env::args_os().map(|a| a.to_string_lossy().into_owned());
+    let mut words: Vec<String> = words
+        .filter(|w| !replaced.iter().any(|r| w.trim_start_matches('-').starts_with(r)))
+        .map(|w| shell_word(&w))
+        .collect();
+    words.push("resume_from_checkpoint=true".into());
+    words.join(" ")
+}
+
+/// What is shown when the run is over.
+fn conclude(
+    style: Style,
+    config: &RunConfig,
+    template: Option<&str>,
+    outcome: &Outcome,
+    last_loss: Option<f64>,
+) -> Result<()> {
+    let interrupted = matches!(outcome.ending, Ending::Interrupted { .. });
+    if style == Style::Json {
+        output::json(&end_event(outcome))?;
+        return Ok(());
+    }
+    if style == Style::Quiet && !interrupted {
+        return Ok(());
+    }
+    if let Ending::Interrupted { step } = outcome.ending {
+        output::note(&format!(
+            "stopped after step {step}; everything is in {}\nto go on:\n  {}",
+            outcome.output_dir.join(format!("checkpoint-{step}")).display(),
+            resume_command()
+        ));
+        return Ok(());
+    }
+    let speed = outcome.tokens as f64 / outcome.seconds.max(1e-9);
+    let memory = peak_memory().map_or(String::new(), |b| format!(", {} at the peak", bytes(b)));
+    let early = match outcome.ending {
+        Ending::EarlyStopped { step } => format!(", stopped early at step {step}"),
+        _ => String::new(),
+    };
+    let steps = format!(
+        "{} steps in {}{early}, {} tokens/s{memory}",
+        thousands(outcome.steps),
+        duration(outcome.seconds),
+        thousands(speed as u64)
+    );
+    let mut out = format!("\n{}", field("finished", steps));
+    if let Some(mean) = outcome.train_loss {
+        let last = last_loss.map_or(String::new(), |l| format!("{} at the end, ", number(l)));
+        out.push_str(&field("loss", format!("{last}{} on average", number(mean))));
+    }
+    if let Some(e) = &outcome.evaluation {
+        let accuracy = 100.0 * e.accuracy;
+        let text = format!(
+            "loss {}, perplexity {}, accuracy {accuracy:.2} %",
+            number(e.loss),
+            number(e.perplexity())
+        );
+        out.push_str(&field("evaluation", text));
+    }
+    if let Some(step) = outcome.best_step {
+        out.push_str(&field("kept", format!("the weights of step {step}, which had the best evaluation")));
+    }
+    out.push_str(&field("result", outcome.output_dir.display().to_string()));
+    if config.plot_loss {
+        out.push_str(&field("plot", outcome.output_dir.join("training_loss.png").display().to_string()));
+    }
+    out.push_str(&field("next", next_command(config, template, outcome)));
+    output::print(&out)?;
+    Ok(())
+}
+
+/// The command that tries out the result.
+fn next_command(config: &RunConfig, template: Option<&str>, outcome: &Outcome) -> String {
+    let result = shell_word(&outcome.output_dir.display().to_string());
+    let model = match config.finetuning_type {
+        Finetuning::Lora => format!("{} --adapter {result}", shell_word(&config.model_name_or_path)),
+        Finetuning::Full => result,
+    };
+    let template = template.map_or(String::new(), |t| format!(" --template {}", shell_word(t)));
+    format!("loratune generate --model {model}{template} --prompt \"…\"")
+}
+
+fn end_event(outcome: &Outcome) -> serde_json::Value {
+    let (ending, step) = match outcome.ending {
+        Ending::Finished => ("finished", None),
+        Ending::EarlyStopped { step } => ("early_stopped", Some(step)),
+        Ending::Interrupted { step } => ("interrupted", Some(step)),
+    };
+    json!({
+        "event": "end",
+        "ending": ending,
+        "step": step,
+        "output_dir": outcome.output_dir.display().to_string(),
+        "train_loss": outcome.train_loss,
+        "evaluation": outcome.evaluation,
+        "best_step": outcome.best_step,
+        "steps": outcome.steps,
+        "tokens": outcome.tokens,
+        "seconds": outcome.seconds,
+        "peak_memory_bytes": peak_memory(),
+    })
+}
