@@ -51,6 +51,8 @@ pub struct EncodeOptions {
     /// What `strftime_now` prints in templates, in seconds since 1970 (UTC); `None` = the clock. A run that may be resumed
     /// on another day should fix it.
     pub now: Option<u64>,
+    /// The row that the report shows, counted from 1 over all training rows; `None` = the first example.
+    pub sample_row: Option<usize>,
 }
 
 impl EncodeOptions {

@@ -107,6 +107,14 @@ pub enum DataError {
     Options(String),
 }
 
+impl DataError {
+    /// Whether the options are at fault rather than the data.
+    pub fn is_usage(&self) -> bool {
+        use DataError::*;
+        matches!(self, NoDataset | ZeroSamples { .. } | UnknownTemplate { .. } | ValSize { .. } | Options(_))
+    }
+}
+
 /// Result of this crate.
 pub type Result<T, E = DataError> = std::result::Result<T, E>;
 

@@ -246,9 +246,18 @@ fn merge(a: &BTreeMap<&'static str, usize>, b: &BTreeMap<&'static str, usize>) -
     FORMATS.iter().map(|f| (f.name.to_string(), count(f.name))).filter(|(_, n)| *n > 0).collect()
 }
 
-/// The first example, encoded once more with its text.
+/// The row to show, by default the first example, encoded once more with its text.
 fn sample(encoder: &Encoder<'_>, rows: &[RawRow], kept: &[usize]) -> Result<Option<Sample>> {
-    let Some(row) = kept.first().and_then(|&i| rows.get(i)) else {
+    let wanted = match encoder.options.sample_row {
+        Some(n) if n == 0 || n > rows.len() => {
+            let message =
+                format!("there is no row {n}: rows are counted from 1, and there are {}", rows.len());
+            return Err(DataError::Options(message));
+        }
+        Some(n) => Some(n - 1),
+        None => kept.first().copied(),
+    };
+    let Some(row) = wanted.and_then(|i| rows.get(i)) else {
         return Ok(None);
     };
     let (_, record) = recognise(row)?;

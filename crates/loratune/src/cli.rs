@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use loratune_engine::DType;
+use loratune_model::files::FileDType;
 use loratune_train::config::KEYS;
 
 /// Fine-tune language models with LoRA: one binary, no Python.
@@ -38,10 +39,16 @@ pub struct Global {
 pub enum Command {
     /// Fine-tune a model, or go on with a run that was stopped.
     Train(TrainArgs),
+    /// Fold an adapter into its model, or turn a GGUF file into a Hugging Face folder.
+    Merge(MergeArgs),
     /// Let a model answer prompts.
     Generate(GenerateArgs),
+    /// Talk with a model.
+    Chat(ChatArgs),
     /// Measure a model on a dataset: loss, perplexity, accuracy.
     Eval(EvalArgs),
+    /// Describe a model, an adapter, or how a dataset is rendered and masked.
+    Inspect(InspectArgs),
 }
 
 #[derive(Debug, Args)]
@@ -185,6 +192,89 @@ pub struct EvalArgs {
     pub json: bool,
 }
 
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: loratune merge --model models/base --adapter runs/first --output models/mine --verify"
+)]
+pub struct MergeArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The folder to write: a model with its tokenizer, as Hugging Face has it.
+    #[arg(short, long, value_name = "FOLDER", help_heading = "Result")]
+    pub output: PathBuf,
+    /// Replace a model that is in the output folder.
+    #[arg(long, help_heading = "Result")]
+    pub overwrite: bool,
+    /// Type of the written weights; the model's own unless given (f16 for a quantised GGUF file).
+    #[arg(long, value_name = "TYPE", value_enum, help_heading = "Result")]
+    pub dtype: Option<StorageDtype>,
+    /// Read the result back and print its largest difference in a logit from base and adapter.
+    #[arg(long, help_heading = "Result")]
+    pub verify: bool,
+    /// Print the result as one JSON object.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+/// Type of weights in files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StorageDtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<StorageDtype> for FileDType {
+    fn from(d: StorageDtype) -> FileDType {
+        match d {
+            StorageDtype::F32 => FileDType::F32,
+            StorageDtype::F16 => FileDType::F16,
+            StorageDtype::Bf16 => FileDType::BF16,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example: loratune chat --model models/base --adapter runs/first\n\
+                  Type a message and press enter; /clear begins anew, /exit (or Ctrl-D) ends.")]
+pub struct ChatArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub answer: AnswerArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples: loratune inspect models/base\n\
+                  \u{20}         loratune inspect runs/first\n\
+                  \u{20}         loratune inspect data/train.jsonl --model models/base --row 7")]
+pub struct InspectArgs {
+    /// A model (folder or GGUF file), an adapter's folder, or a dataset (.json, .jsonl, or a folder of them).
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+    /// For a dataset: the model whose tokenizer and template render it. For an adapter: the model to try it on.
+    #[arg(short, long, value_name = "PATH", help_heading = "Dataset")]
+    pub model: Option<PathBuf>,
+    /// Chat template: a name (alpaca, chatml, default, empty) or a .jinja file; the model's own unless given.
+    #[arg(short, long, value_name = "NAME", help_heading = "Dataset")]
+    pub template: Option<String>,
+    /// Cut rows at this many tokens.
+    #[arg(long, value_name = "N", default_value_t = 2048, help_heading = "Dataset", value_parser = at_least_1)]
+    pub cutoff_len: usize,
+    /// Train on prompts too.
+    #[arg(long, help_heading = "Dataset", conflicts_with = "mask_history")]
+    pub train_on_prompt: bool,
+    /// Train on the last turn only.
+    #[arg(long, help_heading = "Dataset")]
+    pub mask_history: bool,
+    /// Show this row, counted from 1.
+    #[arg(long, value_name = "N", help_heading = "Dataset", value_parser = at_least_1)]
+    pub row: Option<usize>,
+    /// Print one JSON object.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
 fn at_least_1(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n >= 1).ok_or_else(|| "a whole number of at least 1 is needed".into())
 }
@@ -206,7 +296,7 @@ fn keys_help() -> String {
     let defaults = loratune_train::config::RunConfig::default();
     let mut out = String::from(
         "Example: loratune train lora.yaml learning_rate=2e-4 output_dir=runs/second\n\n\
-         Keys of the configuration, with defaults (`--help` of this command is the reference):\n",
+         Keys of the configuration, with their defaults:\n",
     );
     let mut group = "";
     for key in KEYS {

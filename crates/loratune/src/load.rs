@@ -12,7 +12,6 @@ use loratune_model::{Decoder, load};
 use loratune_tokenizer::TokenizerBundle;
 
 use crate::cli::{Global, ModelArgs};
-use crate::output::Usage;
 
 /// Everything that running a model needs.
 pub struct LoadedModel {
@@ -76,7 +75,7 @@ impl LoadedModel {
         if choice == TemplateChoice::Model && self.tokenizer.chat_template.is_none() {
             return Ok(None);
         }
-        choice.load(&self.tokenizer, None).map(Some).map_err(template_error)
+        Ok(Some(choice.load(&self.tokenizer, None)?))
     }
 
     /// Ids of a rendered prompt, checked against the model's vocabulary.
@@ -103,13 +102,6 @@ impl LoadedModel {
 /// When the template raises.
 pub fn render(template: &ChatTemplate, messages: &[Message]) -> Result<String> {
     Ok(render_chat(template, messages, None, true, &Default::default())?)
-}
-
-fn template_error(e: loratune_data::DataError) -> anyhow::Error {
-    match e {
-        loratune_data::DataError::UnknownTemplate { .. } => Usage(e.to_string()).into(),
-        other => other.into(),
-    }
 }
 
 /// Starts the threads that compute; to be called before anything else does.

@@ -36,6 +36,9 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
     let global = &cli.global;
     match &cli.command {
         Command::Train(args) => return commands::train::run(args, global),
+        Command::Merge(args) => commands::merge::run(args, global)?,
+        Command::Chat(args) => commands::chat::run(args, global)?,
+        Command::Inspect(args) => commands::inspect::run(args, global)?,
         Command::Generate(args) => commands::generate::run(args, global)?,
         Command::Eval(args) => commands::eval::run(args, global)?,
     }

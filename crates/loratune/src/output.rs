@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use loratune_data::DataError;
 use loratune_train::config::ConfigError;
 use serde::Serialize;
 
@@ -73,6 +74,7 @@ pub fn is_closed(e: &anyhow::Error) -> bool {
 pub fn is_usage(e: &anyhow::Error) -> bool {
     e.downcast_ref::<Usage>().is_some()
         || e.downcast_ref::<ConfigError>().is_some_and(ConfigError::is_usage)
+        || e.downcast_ref::<DataError>().is_some_and(DataError::is_usage)
         || e.downcast_ref::<loratune_train::Error>().is_some_and(loratune_train::Error::is_usage)
 }
 

@@ -3,7 +3,7 @@
 use loratune_engine::rng::Key;
 use loratune_engine::{Params, Tensor};
 
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, Sequences};
 use crate::error::{Error, Result};
 
 /// How tokens are chosen.
@@ -46,16 +46,33 @@ pub fn generate(
     params: &Params,
     prompts: &[Vec<u32>],
     sampling: &Sampling,
+    on_token: impl FnMut(usize, u32) -> bool,
+) -> Result<Vec<Generated>> {
+    continue_sequences(decoder, params, &mut decoder.sequences(prompts.len()), prompts, sampling, on_token)
+}
+
+/// As [`generate`], for sequences that hold something already: `prompts[i]` is appended to sequence `i`. Afterwards a
+/// sequence holds its prompt and its new tokens but, as a rule, the last one, which nothing has followed yet; see
+/// [`Sequences::lengths`].
+///
+/// # Errors
+/// If a prompt is empty, or a sequence becomes longer than the model's context.
+pub fn continue_sequences(
+    decoder: &Decoder,
+    params: &Params,
+    sequences: &mut Sequences,
+    prompts: &[Vec<u32>],
+    sampling: &Sampling,
     mut on_token: impl FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Generated>> {
     if let Some(i) = prompts.iter().position(Vec::is_empty) {
         return Err(Error::Invalid(format!("prompt {i} is empty: there is nothing to continue")));
     }
     let max = decoder.spec().max_positions;
-    if let Some(p) = prompts.iter().find(|p| p.len() > max) {
-        return Err(Error::ContextLength { length: p.len(), max });
+    let lengths = prompts.iter().zip(sequences.lengths()).map(|(p, held)| p.len() + held);
+    if let Some(length) = lengths.max().filter(|&l| l > max) {
+        return Err(Error::ContextLength { length, max });
     }
-    let mut sequences = decoder.sequences(prompts.len());
     let mut out = vec![Generated { tokens: Vec::new(), stopped: false }; prompts.len()];
     let mut pending: Vec<(usize, Vec<u32>)> = prompts.iter().cloned().enumerate().collect();
     for step in 0..sampling.max_new_tokens {
@@ -63,7 +80,7 @@ pub fn generate(
         if appended.is_empty() {
             break;
         }
-        let logits = decoder.extend(params, &mut sequences, &appended)?;
+        let logits = decoder.extend(params, sequences, &appended)?;
         let mut next = Vec::with_capacity(pending.len());
         for (row, (s, _)) in pending.iter().enumerate() {
             let key = Key::new(sampling.seed).named("sample").with(*s as u64);

@@ -36,6 +36,7 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Error::Config(e) => e.is_usage(),
+            Error::Data(e) => e.is_usage(),
             Error::Output { .. } | Error::Invalid(_) => true,
             _ => false,
         }

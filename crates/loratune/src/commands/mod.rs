@@ -1,5 +1,8 @@
 //! One file per command.
 
+pub mod chat;
 pub mod eval;
 pub mod generate;
+pub mod inspect;
+pub mod merge;
 pub mod train;

@@ -297,5 +297,6 @@ fn end_event(outcome: &Outcome) -> serde_json::Value {
         "tokens": outcome.tokens,
         "seconds": outcome.seconds,
         "peak_memory_bytes": peak_memory(),
+        "resume": matches!(outcome.ending, Ending::Interrupted { .. }).then(resume_command),
     })
 }

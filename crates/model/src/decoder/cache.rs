@@ -22,6 +22,15 @@ impl Sequences {
         &self.lengths
     }
 
+    /// Forgets all but the first `length` tokens of a sequence.
+    pub fn truncate(&mut self, sequence: usize, length: usize) {
+        let Some(now) = self.lengths.get_mut(sequence) else { return };
+        for layer in &mut self.layers {
+            layer[sequence].shorten(*now, length);
+        }
+        *now = length.min(*now);
+    }
+
     pub(super) fn layer(&mut self, i: usize) -> Vec<&mut KvCache> {
         let active = &self.active;
         self.layers[i].iter_mut().enumerate().filter(|(s, _)| active.contains(s)).map(|(_, c)| c).collect()

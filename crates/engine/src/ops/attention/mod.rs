@@ -159,6 +159,15 @@ pub struct KvCache {
     v: Vec<f32>,
 }
 
+impl KvCache {
+    /// Forgets all but the first `to` of its `from` tokens.
+    pub fn shorten(&mut self, from: usize, to: usize) {
+        let kept = self.k.len().checked_div(from).unwrap_or(0) * to.min(from);
+        self.k.truncate(kept);
+        self.v.truncate(kept);
+    }
+}
+
 /// Attention of new tokens (document i of `documents` continues the sequence of `caches[i]`) over all tokens so far;
 /// the new keys and values are appended. Not differentiable.
 pub fn attention_cached(
