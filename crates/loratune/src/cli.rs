@@ -111,10 +111,10 @@ pub struct AnswerArgs {
     #[arg(short = 'n', long, value_name = "N", default_value_t = 256, help_heading = "Choice of tokens")]
     pub max_new_tokens: usize,
     /// 0 always takes the most probable token; higher is more varied.
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, help_heading = "Choice of tokens")]
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true, help_heading = "Choice of tokens")]
     pub temperature: f64,
     /// Choose among the most probable tokens that together have this probability.
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = share, help_heading = "Choice of tokens")]
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = share, allow_negative_numbers = true, help_heading = "Choice of tokens")]
     pub top_p: f64,
     /// Choose among this many most probable tokens; 0 is all.
     #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Choice of tokens")]
