@@ -35,6 +35,8 @@ pub struct Progress {
     tokens: usize,
     seconds: f64,
     width: usize,
+    /// What the bar says between evaluations.
+    message: String,
     pub last_loss: Option<f64>,
 }
 
@@ -46,9 +48,10 @@ impl Progress {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             // The message is what gets cut on a narrow terminal, not the line wrapped.
             let template = "{pos}/{len} {bar:16} {wide_msg}";
-            bar.with_style(
-                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
-            )
+            let style = ProgressStyle::with_template(template);
+            let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_message("first step");
+            bar
         });
         Progress {
             style,
@@ -60,6 +63,7 @@ impl Progress {
             tokens: 0,
             seconds: 0.0,
             width: total.to_string().len(),
+            message: String::new(),
             last_loss: None,
         }
     }
@@ -162,7 +166,8 @@ impl Observer for Progress {
             bar.set_position(report.step);
             let speed = thousands((report.tokens as f64 / report.seconds.max(1e-9)) as u64);
             let (loss, lr) = (number(report.loss), rate(report.learning_rate));
-            bar.set_message(format!("loss {loss}  {} left  {speed} tok/s  lr {lr}", duration(left)));
+            self.message = format!("loss {loss}  {} left  {speed} tok/s  lr {lr}", duration(left));
+            bar.set_message(self.message.clone());
         }
     }
 
@@ -172,7 +177,11 @@ impl Observer for Progress {
         }
     }
 
-    fn evaluated(&mut self, _step: u64, _evaluation: &Evaluation) {}
+    fn evaluated(&mut self, _step: u64, _evaluation: &Evaluation) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(self.message.clone());
+        }
+    }
 
     fn logged(&mut self, entry: &LogEntry, total_steps: u64) {
         match entry.kind {

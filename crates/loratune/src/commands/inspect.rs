@@ -27,8 +27,8 @@ pub fn run(args: &InspectArgs, global: &Global) -> Result<()> {
     }
     let is_data = |p: &Path| ["json", "jsonl"].contains(&ending(p).as_str());
     let data_folder = || {
-        let entries = std::fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.path());
-        entries.fold(false, |data, p| data || is_data(&p))
+        let mut entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries.any(|e| is_data(&e.path()))
     };
     if !has("config.json") && ((path.is_file() && is_data(path)) || (path.is_dir() && data_folder())) {
         return dataset(args);
