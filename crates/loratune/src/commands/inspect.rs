@@ -65,8 +65,10 @@ fn model(args: &InspectArgs) -> Result<()> {
         }))?;
         return Ok(());
     }
-    let stored_as: Vec<String> =
-        types.iter().map(|(t, (n, _))| format!("{} ({n} tensors)", t.name())).collect();
+    let stored_as: Vec<String> = types
+        .iter()
+        .map(|(t, (n, _))| format!("{} ({n} tensor{})", t.name(), if *n == 1 { "" } else { "s" }))
+        .collect();
     let tied = if c.tie_word_embeddings { ", head tied to the embedding" } else { "" };
     let mut out = field("model", format!("{}, {kind}", files.path.display()));
     out += &field("architecture", c.architecture.class_name());
