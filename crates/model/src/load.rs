@@ -83,7 +83,7 @@ fn check_names(files: &ModelFiles, spec: &DecoderSpec) -> Result<()> {
 /// The type that a model's weights are written in: its own, or f16 for a quantised GGUF file.
 pub fn file_dtype(files: &ModelFiles) -> FileDType {
     let name = "model.embed_tokens.weight";
-    match files.tensors.info(name).map(|i| i.dtype) {
+    match files.tensors.info(name).map(|i| i.dtype).or(files.config.dtype) {
         Some(d @ (FileDType::F32 | FileDType::F16 | FileDType::BF16)) => d,
         Some(FileDType::F64) | None => FileDType::F32,
         Some(_) => FileDType::F16,

@@ -75,7 +75,10 @@ fn logits_and_loss_equal_transformers_for_every_kind_of_file() {
             let out = decoder.loss(&mut tape, &batch).unwrap();
             assert_eq!(out.tokens as i64, expected.ints("trained_tokens")[0]);
             let loss = out.loss.value().item() / out.tokens as f64;
-            assert!((loss / expected.floats("loss")[0] - 1.0).abs() < 1e-6, "{model} in {dtype}: loss {loss}");
+            assert!(
+                (loss / expected.floats("loss")[0] - 1.0).abs() < 1e-6,
+                "{model} in {dtype}: loss {loss}"
+            );
         }
     }
 }
@@ -142,14 +145,17 @@ fn greedy_generation_with_the_cache_equals_the_full_forward() {
 #[test]
 fn generation_stops_at_a_stop_token_and_at_the_context() {
     let (decoder, params) = open("gqa-untied", DType::F32, false);
-    let free = generate(&decoder, &params, &[vec![5, 9]], &Sampling::greedy(10, vec![]), |_, _| true).unwrap();
+    let free =
+        generate(&decoder, &params, &[vec![5, 9]], &Sampling::greedy(10, vec![]), |_, _| true).unwrap();
     let stop = free[0].tokens[4];
     let until = free[0].tokens.iter().position(|&t| t == stop).unwrap();
-    let stopped = generate(&decoder, &params, &[vec![5, 9]], &Sampling::greedy(10, vec![stop]), |_, _| true).unwrap();
+    let stopped =
+        generate(&decoder, &params, &[vec![5, 9]], &Sampling::greedy(10, vec![stop]), |_, _| true).unwrap();
     assert_eq!(stopped[0].tokens, free[0].tokens[..=until]);
     assert!(stopped[0].stopped && !free[0].stopped);
     let max = decoder.spec().max_positions;
-    let all = generate(&decoder, &params, &[vec![5, 9]], &Sampling::greedy(9999, vec![]), |_, _| true).unwrap();
+    let all =
+        generate(&decoder, &params, &[vec![5, 9]], &Sampling::greedy(9999, vec![]), |_, _| true).unwrap();
     assert_eq!(all[0].tokens.len(), max - 2 + 1);
     let error = generate(&decoder, &params, &[vec![5; max + 1]], &Sampling::greedy(1, vec![]), |_, _| true);
     assert!(error.unwrap_err().to_string().contains("longer than the model's context of 128"));

@@ -299,7 +299,9 @@ fn differences(a: &RunConfig, b: &RunConfig) -> Vec<String> {
         .iter()
         .filter(|key| !FREE_KEYS.contains(&key.name))
         .filter(|key| (key.get)(a) != (key.get)(b))
-        .map(|key| format!("{} ({} there, {} here)", key.name, (key.get)(a).to_yaml(), (key.get)(b).to_yaml()))
+        .map(|key| {
+            format!("{} ({} there, {} here)", key.name, (key.get)(a).to_yaml(), (key.get)(b).to_yaml())
+        })
         .collect()
 }
 

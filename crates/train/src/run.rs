@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use loratune_data::{DatasetReport, DatasetSource, DatasetSpec, EncodeOptions, load_examples};
 
+use loratune_model::files::ModelFiles;
+
 use crate::checkpoint::{self, Output, Start};
 use crate::config::{EvalStrategy, RunConfig};
 use crate::error::{Error, Result};
@@ -58,7 +60,11 @@ pub fn prepare(config: RunConfig) -> Result<Prepared> {
         }
     };
     // The data first: it is quick, and what is wrong in a run is most often there.
-    let files = loratune_model::files::ModelFiles::open(Path::new(&config.model_name_or_path))?;
+    let path = Path::new(&config.model_name_or_path);
+    let files = match config.train_from_scratch {
+        true => ModelFiles::open_without_weights(path)?,
+        false => ModelFiles::open(path)?,
+    };
     let tokenizer = files.tokenizer()?;
     let data = load_data(&config, &tokenizer, started)?;
     check_fits(&data.train, &data.eval, &files)?;
@@ -128,7 +134,7 @@ fn locate(name: &str, dataset_dir: &str) -> PathBuf {
 pub fn check_fits(
     train: &[loratune_data::Example],
     eval: &[loratune_data::Example],
-    files: &loratune_model::files::ModelFiles,
+    files: &ModelFiles,
 ) -> Result<()> {
     let (context, vocabulary) = (files.config.max_position_embeddings, files.config.vocab_size);
     for example in train.iter().chain(eval) {
@@ -223,7 +229,7 @@ impl Prepared {
         };
         crate::model::write_text(&self.output.dir().join("run_config.yaml"), &config.to_yaml())?;
         let logs = LiveLogs::open(config, resumed_at)?;
-        let mut logging = Logging { observer: observer, logs, failure: None };
+        let mut logging = Logging { observer, logs, failure: None };
         let (clock, first, seen) = (Instant::now(), trainer.progress.step, trainer.progress.tokens_seen);
         let ending = trainer.run(&mut logging);
         let seconds = clock.elapsed().as_secs_f64();
@@ -265,9 +271,13 @@ fn finish(trainer: &mut Trainer<'_>, output: &Output, outcome: &mut Outcome) -> 
         trainer.model.load_weights(&path)?;
         outcome.best_step = Some(step);
     }
+    let kept = outcome.best_step.unwrap_or(trainer.progress.step);
     if config.eval_strategy != EvalStrategy::No {
         let model = &trainer.model;
-        outcome.evaluation = Some(evaluate(&model.decoder, &model.params, trainer.feed().eval_batches())?);
+        outcome.evaluation = Some(match trainer.evaluated {
+            Some((step, evaluation)) if step == kept => evaluation,
+            _ => evaluate(&model.decoder, &model.params, trainer.feed().eval_batches())?,
+        });
     }
     if !matches!(trainer.progress.log.last().map(|e| &e.kind), Some(LogKind::Summary { .. })) {
         let (step, epoch) =

@@ -69,6 +69,8 @@ pub struct Trainer<'a> {
     pub model: &'a mut TrainedModel,
     pub optimizer: Optimizer,
     pub progress: Progress,
+    /// The latest evaluation of this process, and its step.
+    pub evaluated: Option<(u64, Evaluation)>,
     /// When the run was first started, in seconds since 1970: what templates that print the date were given.
     pub started: u64,
     schedule: Schedule,
@@ -112,6 +114,7 @@ impl<'a> Trainer<'a> {
             output,
             model,
             started,
+            evaluated: None,
         })
     }
 
@@ -255,6 +258,7 @@ impl<'a> Trainer<'a> {
         });
         let evaluation = evaluate(&self.model.decoder, &self.model.params, watched)?;
         let step = self.progress.step;
+        self.evaluated = Some((step, evaluation));
         let entry = LogEntry::eval(step, self.epoch(), &evaluation);
         observer.evaluated(step, &evaluation);
         observer.logged(&entry, self.total);

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::gguf::{GgufFile, GgufSource};
 use super::suggest::must_exist;
-use super::{Error, ModelConfig, Result, SafetensorsSource, TensorSource};
+use super::{Error, ModelConfig, RawTensor, Result, SafetensorsSource, TensorInfo, TensorSource};
 
 /// An opened model: its description, and its weights ready to be read.
 pub struct ModelFiles {
@@ -59,11 +59,29 @@ impl ModelFiles {
         }
     }
 
+    /// As [`ModelFiles::open`], for training from random weights: a folder needs no weights, and those that are there are
+    /// not looked at.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::open`].
+    pub fn open_without_weights(path: &Path) -> Result<ModelFiles> {
+        must_exist(path)?;
+        if path.join("config.json").is_file() {
+            return Self::open_described(path, Box::new(NoWeights));
+        }
+        Self::open(path)
+    }
+
     fn open_folder(path: &Path) -> Result<ModelFiles> {
+        // The configuration is checked first: what is wrong there explains what is wrong with the weights.
+        ModelConfig::from_value(&read_json(&path.join("config.json"))?, &path.join("config.json"))?;
+        Self::open_described(path, Box::new(open_weights(path)?))
+    }
+
+    fn open_described(path: &Path, tensors: Box<dyn TensorSource>) -> Result<ModelFiles> {
         let config_path = path.join("config.json");
         let raw_config = read_json(&config_path)?;
         let config = ModelConfig::from_value(&raw_config, &config_path)?;
-        let tensors = Box::new(open_weights(path)?);
         let generation_path = path.join("generation_config.json");
         let generation_config =
             if generation_path.is_file() { Some(read_json(&generation_path)?) } else { None };
@@ -93,6 +111,21 @@ impl ModelFiles {
     /// Was it read from a GGUF file?
     pub fn is_gguf(&self) -> bool {
         self.gguf.is_some()
+    }
+}
+
+/// A model of which only the description is there.
+struct NoWeights;
+
+impl TensorSource for NoWeights {
+    fn names(&self) -> Vec<&str> {
+        Vec::new()
+    }
+    fn info(&self, _: &str) -> Option<TensorInfo> {
+        None
+    }
+    fn read(&self, name: &str) -> Result<RawTensor<'_>> {
+        Err(Error::unsupported(Path::new(name), "is a tensor of a model that was opened without its weights"))
     }
 }
 
