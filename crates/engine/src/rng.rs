@@ -71,18 +71,6 @@ impl Key {
         let (r, a) = ((-2.0 * u.ln()).sqrt(), std::f64::consts::TAU * v);
         if index.is_multiple_of(2) { r * a.cos() } else { r * a.sin() }
     }
-
-    /// A uniformly random permutation of 0..n (Fisher-Yates).
-    pub fn permutation(self, n: usize) -> Vec<usize> {
-        let mut p: Vec<usize> = (0..n).collect();
-        for i in (1..n).rev() {
-            let w = self.words(i as u64);
-            let r = (w[0] as u64) << 32 | w[1] as u64;
-            let j = ((r as u128 * (i as u128 + 1)) >> 64) as usize;
-            p.swap(i, j);
-        }
-        p
-    }
 }
 
 #[cfg(test)]
@@ -111,14 +99,5 @@ mod tests {
         }
         let n = n as f64;
         assert!((s1 / n).abs() < 0.01 && (s2 / n - 1.0).abs() < 0.02 && (u1 / n - 0.5).abs() < 0.005);
-    }
-
-    #[test]
-    fn permutations_hold_every_index_and_differ_by_key() {
-        let (a, b) = (Key::new(1).permutation(100), Key::new(2).permutation(100));
-        let mut sorted = a.clone();
-        sorted.sort_unstable();
-        assert_eq!(sorted, (0..100).collect::<Vec<_>>());
-        assert_ne!(a, b);
     }
 }

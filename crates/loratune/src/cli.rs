@@ -37,6 +37,8 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Watch a small model learn: fine-tune the one that comes with loratune, in about a minute.
+    Quickstart(QuickstartArgs),
     /// Fine-tune a model, or go on with a run that was stopped.
     Train(TrainArgs),
     /// Fold an adapter into its model, or turn a GGUF file into a Hugging Face folder.
@@ -49,6 +51,26 @@ pub enum Command {
     Eval(EvalArgs),
     /// Describe a model, an adapter, or how a dataset is rendered and masked.
     Inspect(InspectArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example: loratune quickstart --output first-run")]
+pub struct QuickstartArgs {
+    /// Settings that win over those of its configuration, such as learning_rate=5e-3.
+    #[arg(value_name = "KEY=VALUE", num_args = 0..)]
+    pub settings: Vec<String>,
+    /// Folder for the model, the data, the configuration and the adapter.
+    #[arg(
+        short,
+        long,
+        value_name = "FOLDER",
+        default_value = "loratune-quickstart",
+        help_heading = "Output"
+    )]
+    pub output: PathBuf,
+    /// Replace an earlier quickstart in that folder.
+    #[arg(long, help_heading = "Output")]
+    pub overwrite: bool,
 }
 
 #[derive(Debug, Args)]

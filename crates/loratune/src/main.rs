@@ -35,6 +35,7 @@ fn main() -> ExitCode {
 fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
     let global = &cli.global;
     match &cli.command {
+        Command::Quickstart(args) => return commands::quickstart::run(args, global),
         Command::Train(args) => return commands::train::run(args, global),
         Command::Merge(args) => commands::merge::run(args, global)?,
         Command::Chat(args) => commands::chat::run(args, global)?,

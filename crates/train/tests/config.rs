@@ -468,3 +468,22 @@ fn the_registry_is_sound() {
         table.lines().filter(|l| l.starts_with('|')).all(|l| l.replace("\\|", "").matches('|').count() >= 4)
     );
 }
+
+/// docs/configuration.md is made from the registry; LORATUNE_UPDATE_SNAPSHOTS=1 writes it.
+#[test]
+fn the_documentation_of_the_keys_is_the_registry() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md");
+    let text = format!(
+        "# Configuration\n\nOne YAML or JSON file, and `key=value` settings that win over it. The names are those of \
+         LLaMA-Factory, Hugging Face and PEFT; the last column says whose meaning a key has.\n\n{}",
+        RunConfig::keys_markdown()
+    );
+    if std::env::var_os("LORATUNE_UPDATE_SNAPSHOTS").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        written == text,
+        "docs/configuration.md is out of date: run this test with LORATUNE_UPDATE_SNAPSHOTS=1"
+    );
+}

@@ -53,13 +53,17 @@ fn config(name: &str, output: &Path) -> RunConfig {
     config
 }
 
-fn close(ours: f64, theirs: &Value, tolerance: f64, what: &str) {
+/// Checks and returns the relative error.
+fn close(ours: f64, theirs: &Value, tolerance: f64, what: &str) -> f64 {
     let theirs = theirs.as_f64().unwrap();
     let error = (ours - theirs).abs() / theirs.abs().max(1e-12);
     assert!(error <= tolerance || ours == theirs, "{what}: {ours} here, {theirs} there ({error:e})");
+    if ours == theirs { 0.0 } else { error }
 }
 
-fn compare_weights(ours: &Path, theirs: &Path, name: &str) {
+/// Checks and returns the largest absolute error.
+fn compare_weights(ours: &Path, theirs: &Path, name: &str) -> f64 {
+    let mut worst = 0.0f64;
     let (ours, theirs) =
         (SafetensorsSource::open_file(ours).unwrap(), SafetensorsSource::open_file(theirs).unwrap());
     assert_eq!(ours.names(), theirs.names(), "{name}: tensors");
@@ -68,8 +72,10 @@ fn compare_weights(ours: &Path, theirs: &Path, name: &str) {
         assert_eq!(a.shape, b.shape, "{name}: {tensor}");
         for (a, b) in a.to_f32().iter().zip(b.to_f32()) {
             assert!(((a - b) as f64).abs() < WEIGHT, "{name}: {tensor}: {a} here, {b} there");
+            worst = worst.max(((a - b) as f64).abs());
         }
     }
+    worst
 }
 
 fn check(name: &str) {
@@ -85,6 +91,7 @@ fn check(name: &str) {
 
     let steps = expected["steps"].as_array().unwrap();
     assert_eq!(seen.steps.len(), steps.len());
+    let [mut worst_loss, mut worst_norm] = [0.0f64; 2];
     for (ours, theirs) in seen.steps.iter().zip(steps) {
         let label = |what: &str| format!("{name} step {}: {what}", ours.step);
         assert_eq!(
@@ -93,8 +100,9 @@ fn check(name: &str) {
             "{}",
             label("tokens")
         );
-        close(ours.loss, &theirs["loss"], LOSS, &label("loss"));
-        close(ours.grad_norm, &theirs["grad_norm"], GRAD_NORM, &label("gradient norm"));
+        worst_loss = worst_loss.max(close(ours.loss, &theirs["loss"], LOSS, &label("loss")));
+        let norm = close(ours.grad_norm, &theirs["grad_norm"], GRAD_NORM, &label("gradient norm"));
+        worst_norm = worst_norm.max(norm);
         close(ours.learning_rate, &theirs["learning_rate"], 1e-12, &label("learning rate"));
     }
     let evaluations = expected["evaluations"].as_array().unwrap();
@@ -104,15 +112,18 @@ fn check(name: &str) {
         close(ours.loss, &theirs["eval_loss"], LOSS, &format!("{name} step {step}: evaluation"));
     }
 
-    if full {
+    let worst_weight = if full {
         let theirs = folder(name).join("final_model/model.safetensors");
-        compare_weights(&dir.path().join("checkpoint-20/model.safetensors"), &theirs, name);
+        compare_weights(&dir.path().join("checkpoint-20/model.safetensors"), &theirs, name)
     } else {
         let theirs = folder(name).join("final_adapter/adapter_model.safetensors");
-        compare_weights(&dir.path().join("adapter_model.safetensors"), &theirs, name);
         compare_logits(name, &config, dir.path());
         compare_logits(name, &config, &folder(name).join("final_adapter"));
-    }
+        compare_weights(&dir.path().join("adapter_model.safetensors"), &theirs, name)
+    };
+    println!(
+        "{name}: loss {worst_loss:.1e}, gradient norm {worst_norm:.1e} relative; weights {worst_weight:.1e}"
+    );
 }
 
 /// Logits of the base with an adapter, read back from its files.

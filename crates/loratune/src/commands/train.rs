@@ -40,20 +40,40 @@ pub fn run(args: &TrainArgs, global: &Global) -> Result<ExitCode> {
         (_, true) => Style::Quiet,
         _ => Style::Lines,
     };
+    execute(&loaded, style, if args.dry_run { Extent::Plan } else { Extent::Everything })
+}
+
+/// How much of a run is done and shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Read and check everything, show the plan, stop.
+    Plan,
+    Everything,
+    /// Only the steps are shown; what comes before and after is the caller's.
+    Steps,
+}
+
+/// Runs a configuration.
+///
+/// # Errors
+/// What is wrong with it, or what happened on the way.
+pub fn execute(loaded: &Loaded, style: Style, extent: Extent) -> Result<ExitCode> {
     let template = loaded.config.template.clone();
     let prepared = prepare(loaded.config.clone())?;
     let plan = Plan::of(&prepared);
-    introduce(style, &loaded, &prepared, &plan, args.dry_run)?;
-    if args.dry_run {
+    if extent != Extent::Steps {
+        introduce(style, loaded, &prepared, &plan, extent == Extent::Plan)?;
+    }
+    if extent == Extent::Plan {
         return Ok(ExitCode::SUCCESS);
     }
-    let stop = listen(style != Style::Json && !global.quiet)?;
+    let stop = listen(!matches!(style, Style::Json | Style::Quiet))?;
     let mut progress = Progress::new(style, plan.total_steps, stop);
     let outcome = prepared.run(&mut progress);
     let closed = progress.finish();
     let outcome = outcome?;
     let interrupted = matches!(outcome.ending, Ending::Interrupted { .. });
-    if !closed {
+    if !closed && (interrupted || extent == Extent::Everything) {
         conclude(style, &loaded.config, template.as_deref(), &outcome, progress.last_loss)?;
     }
     Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })

@@ -200,9 +200,10 @@ run_config! {
         exclude_modules: Option<Targets> = None, Peft, rule NOT_ALL;
         /// Adapt only the layers with these indices.
         layers_to_transform: Option<Vec<u64>> = None, Peft;
-        /// Ranks that differ by module; the first matching key counts.
+        /// Ranks that differ by module: names or regular expressions that end the module path; of several that match, the
+        /// first in alphabetical order counts, as in PEFT's files.
         rank_pattern: Vec<(String, u64)> = Vec::new(), Peft;
-        /// Alphas that differ by module; the first matching key counts.
+        /// Alphas that differ by module, like rank_pattern.
         alpha_pattern: Vec<(String, f64)> = Vec::new(), Peft;
         /// Scale by lora_alpha / √lora_rank instead.
         use_rslora: bool = false, LlamaFactory;

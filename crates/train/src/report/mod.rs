@@ -30,6 +30,9 @@ pub enum ReportError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A file could not be written.
+    #[error(transparent)]
+    Files(#[from] loratune_model::files::Error),
     /// A file does not hold what its name promises.
     #[error("{}: {message}; it is damaged or was written by another program", path.display())]
     Damaged {
@@ -137,18 +140,7 @@ impl LogEntry {
     }
 }
 
-/// Writes a whole file: to a temporary name beside it, flushed to the disk, then renamed over `path`.
+/// Writes a whole file, or nothing.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".tmp");
-    let aside = PathBuf::from(aside);
-    let written = std::fs::File::create(&aside).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
-    let renamed = written.and_then(|()| std::fs::rename(&aside, path));
-    renamed.map_err(|source| {
-        std::fs::remove_file(&aside).ok();
-        ReportError::io(path, "write")(source)
-    })
+    Ok(loratune_model::files::atomic::write_atomically(path, |file| file.write_all(bytes))?)
 }

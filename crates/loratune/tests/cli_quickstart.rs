@@ -1,0 +1,46 @@
+//! The embedded default, as the README's first command runs it, with fewer steps.
+
+mod common;
+
+use common::Place;
+
+/// The two numbers of a line of the table of results.
+fn numbers(text: &str, name: &str) -> (f64, f64) {
+    let line =
+        text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("no line '{name}' in:\n{text}"));
+    let found: Vec<f64> = line.split_whitespace().filter_map(|w| w.parse().ok()).collect();
+    (found[0], found[1])
+}
+
+#[test]
+fn quickstart_teaches_the_base_what_it_cannot_do() {
+    let place = Place::new();
+    let ran = place.run(&["quickstart", "--output", "q", "max_steps=60"]).ok();
+    let (before, after) = numbers(&ran.out, "exact match");
+    assert!(before == 0.0 && after > 5.0, "{}", ran.out);
+    let (before, after) = numbers(&ran.out, "eval loss");
+    assert!(after < 0.3 * before, "{}", ran.out);
+    for file in [
+        "adapter/adapter_model.safetensors",
+        "adapter/training_loss.png",
+        "model/config.json",
+        "data/test.jsonl",
+    ] {
+        assert!(place.path("q").join(file).is_file(), "{file}");
+    }
+
+    // What it wrote is an ordinary run: its configuration works by itself, from its own folder.
+    let mut command = place.command(&["train", "quickstart.yaml", "--dry-run"]);
+    let refused = common::Ran::of(command.current_dir(place.path("q")).output().unwrap());
+    refused.fails(2, &["adapter", "overwrite_output_dir=true"]);
+    let mut command = place.command(&["train", "quickstart.yaml", "overwrite_output_dir=true", "--dry-run"]);
+    common::Ran::of(command.current_dir(place.path("q")).output().unwrap()).ok();
+
+    // It isn't done twice unasked, and never in a folder of somebody else's.
+    place.run(&["quickstart", "--output", "q"]).fails(2, &["--overwrite"]);
+    std::fs::create_dir(place.path("mine")).unwrap();
+    place.write("mine/notes.txt", "mine");
+    place.run(&["quickstart", "--output", "mine", "--overwrite"]).fails(2, &["not a quickstart's folder"]);
+    assert_eq!(place.read("mine/notes.txt"), b"mine");
+    place.assert_nothing_unfinished();
+}
