@@ -26,10 +26,16 @@ pub struct Example {
 }
 
 impl Example {
-    /// Number of trained tokens.
+    /// Number of trained tokens: labels that are a target of the token before them. The first label has none before it
+    /// and is never predicted.
     pub fn trained(&self) -> usize {
-        self.labels.iter().filter(|&&l| l != IGNORE).count()
+        targets(&self.labels).filter(|&t| t).count()
     }
+}
+
+/// For each token after the first, whether it is a target.
+fn targets(labels: &[i32]) -> impl Iterator<Item = bool> {
+    labels.iter().skip(1).map(|&l| l != IGNORE)
 }
 
 /// How rows become examples.
@@ -93,7 +99,7 @@ impl Encoded {
     }
 
     pub fn is_trained(&self) -> bool {
-        self.labels.iter().any(|&l| l != IGNORE)
+        targets(&self.labels).any(|t| t)
     }
 }
 
@@ -256,7 +262,7 @@ impl Encoder<'_> {
             offsets: keep(&sequence.offsets, &kept),
             text: sequence.text,
             full_len: n,
-            prompt_len: sequence.labels.iter().position(trained).unwrap_or(n),
+            prompt_len: targets(&sequence.labels).position(|t| t).map_or(n, |i| i + 1),
             ends_trained,
         }
     }

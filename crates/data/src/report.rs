@@ -123,10 +123,11 @@ impl Sample {
         let mut tokens = Vec::with_capacity(encoded.input_ids.len());
         let mut segments: Vec<Segment> = Vec::new();
         let mut written = 0;
-        for ((&id, &label), &(start, end)) in
-            encoded.input_ids.iter().zip(&encoded.labels).zip(&encoded.offsets)
+        for (i, ((&id, &label), &(start, end))) in
+            encoded.input_ids.iter().zip(&encoded.labels).zip(&encoded.offsets).enumerate()
         {
-            let trained = label != IGNORE;
+            // Nothing stands before the first token to predict it from.
+            let trained = i > 0 && label != IGNORE;
             let piece = text.piece(id).unwrap_or_else(|| format!("#{id}"));
             let shown = if start == end {
                 // Added tokens and rows that came as ids have no text of their own.

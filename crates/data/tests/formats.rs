@@ -316,3 +316,30 @@ fn responses_lost_to_cutoff_len_are_dropped_counted_and_explained() {
         "nothing to train on: all 2 rows lost their response to cutoff_len 3; the shortest prompt has 4 tokens"
     );
 }
+
+#[test]
+fn a_label_of_the_first_token_is_no_target() {
+    let alone = json!({"input_ids": [5]});
+    let first_only = json!({"input_ids": [5, 6, 7], "labels": [5, -100, -100]});
+    let kept = json!({"input_ids": [5, 6, 7]});
+    let options = EncodeOptions::default();
+    let rows = [alone.clone(), first_only.clone(), kept];
+    let data = load(&rows, DatasetSpec::default(), &options).unwrap();
+    let train = &data.report.train;
+    assert_eq!((train.rows, train.dropped, train.tokens, train.trained_tokens), (3, 2, 3, 2));
+    assert_eq!(data.train.iter().map(|e| e.trained()).collect::<Vec<_>>(), [2]);
+    let shown: Vec<bool> = data.report.sample.unwrap().tokens.iter().map(|t| t.trained).collect();
+    assert_eq!(shown, [false, true, true]);
+
+    let message = load(&[alone, first_only], DatasetSpec::default(), &options).unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "nothing to train on: none of the 2 rows has a trained token; their responses are empty, or their labels are \
+         all -100"
+    );
+    // A cut that leaves one token leaves no target.
+    let options = EncodeOptions { cutoff_len: Some(1), ..EncodeOptions::default() };
+    let cut = json!({"input_ids": [5, 6, 7]});
+    let message = load(&[cut], DatasetSpec::default(), &options).unwrap_err().to_string();
+    assert!(message.contains("the only row lost its response to cutoff_len 1"), "{message}");
+}
