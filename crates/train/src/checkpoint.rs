@@ -4,10 +4,10 @@
 //! any moment leaves only whole checkpoints.
 
 use std::cell::RefCell;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use loratune_data::Example;
-use loratune_model::files::atomic::{replace_dir_atomically, sweep_unfinished};
+use loratune_model::files::atomic::{remove_dir_atomically, replace_dir_atomically, sweep_unfinished};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Resume, RunConfig};
@@ -74,10 +74,12 @@ struct State {
     config: String,
     data: String,
     optimizer_steps: u64,
-    total_steps: u64,
     started: u64,
     progress: Progress,
 }
+
+/// Held by the run that writes into a folder.
+const LOCK: &str = ".loratune.lock";
 
 /// The output folder of a run.
 #[derive(Debug)]
@@ -85,7 +87,15 @@ pub struct Output {
     dir: PathBuf,
     overwrite: bool,
     limit: Option<usize>,
+    /// The newest whole checkpoint.
     last: RefCell<Option<PathBuf>>,
+    /// Where the checkpoint that is gone on from lies, if it's another folder.
+    beside: Option<PathBuf>,
+    lock: RefCell<Option<File>>,
+}
+
+fn same(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
 impl Output {
@@ -93,21 +103,25 @@ impl Output {
     ///
     /// # Errors
     /// If the folder holds something and the configuration says neither to go on nor to overwrite; if there's no
-    /// checkpoint to go on from.
+    /// checkpoint to go on from; if the run would overwrite its own input.
     pub fn inspect(config: &RunConfig) -> Result<(Output, Start)> {
         let dir = PathBuf::from(&config.output_dir);
-        let problem = |path: &Path, what: String| Error::Output { path: path.into(), what };
-        let output = Output {
+        let problem = |path: &Path, what: &str| Error::Output { path: path.into(), what: what.into() };
+        let mut output = Output {
             overwrite: config.overwrite_output_dir,
             limit: config.save_total_limit.map(|n| n as usize),
             last: RefCell::new(None),
+            beside: None,
+            lock: RefCell::new(None),
             dir: dir.clone(),
         };
         let names: Vec<String> = match std::fs::read_dir(&dir) {
             Ok(entries) => entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect(),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(problem(&dir, format!("output_dir can't be used: {e}"))),
+            Err(e) => return Err(problem(&dir, &format!("output_dir can't be used: {e}"))),
         };
+        let names: Vec<String> = names.into_iter().filter(|n| n != LOCK).collect();
+        output.spare_inputs(config)?;
         let newest = checkpoints(&dir).pop();
         match &config.resume_from_checkpoint {
             Resume::From(path) => {
@@ -116,36 +130,79 @@ impl Output {
                     let what = format!(
                         "resume_from_checkpoint: no checkpoint of loratune's here ({STATE} is missing)"
                     );
-                    return Err(problem(&path, what));
+                    return Err(problem(&path, &what));
                 }
+                let parent = path.canonicalize().ok().and_then(|p| p.parent().map(Path::to_path_buf));
+                let at_home = parent.as_ref().is_some_and(|p| same(p, &dir));
+                if !at_home && !names.is_empty() && !config.overwrite_output_dir {
+                    let what = "output_dir holds something else than the run of resume_from_checkpoint: name the \
+                                folder of that run, or an empty one";
+                    return Err(problem(&dir, what));
+                }
+                output.beside = parent.filter(|_| !at_home);
                 return Ok((output, Start::Resume(path)));
             }
             Resume::Latest => {
-                return match newest {
-                    Some((_, path)) => Ok((output, Start::Resume(path))),
-                    None => Err(problem(
-                        &dir,
-                        "resume_from_checkpoint: there is no checkpoint in output_dir to go on from".into(),
-                    )),
-                };
+                let what = "resume_from_checkpoint: there is no checkpoint in output_dir to go on from";
+                let (_, path) = newest.ok_or_else(|| problem(&dir, what))?;
+                return Ok((output, Start::Resume(path)));
             }
             Resume::No => {}
         }
-        if names.is_empty() || config.overwrite_output_dir {
+        if names.is_empty() {
             return Ok((output, Start::Fresh));
         }
-        Err(problem(
-            &dir,
-            match newest {
-                Some((step, _)) => format!(
-                    "output_dir holds a run with a checkpoint at step {step}: add resume_from_checkpoint=true to go \
-                     on from it, overwrite_output_dir=true to start over, or name another folder"
+        if config.overwrite_output_dir {
+            output.check_overwritten(&names)?;
+            return Ok((output, Start::Fresh));
+        }
+        let what = match newest {
+            Some((step, _)) => format!(
+                "output_dir holds a run with a checkpoint at step {step}: add resume_from_checkpoint=true to go on \
+                 from it, overwrite_output_dir=true to start over, or name another folder"
+            ),
+            None => {
+                "output_dir is not empty: add overwrite_output_dir=true to replace what an earlier run wrote \
+                     there, or name another folder"
+                    .into()
+            }
+        };
+        Err(problem(&dir, &what))
+    }
+
+    /// A run must not write over, or delete, the model or adapter that it reads, however their paths are spelt.
+    fn spare_inputs(&self, config: &RunConfig) -> Result<()> {
+        let inputs = [
+            ("model_name_or_path", Some(&config.model_name_or_path)),
+            ("adapter_name_or_path", config.adapter_name_or_path.as_ref()),
+        ];
+        for (key, path) in inputs.into_iter().filter_map(|(key, path)| Some((key, Path::new(path?)))) {
+            let in_checkpoint = checkpoints(&self.dir).iter().any(|(_, c)| same(c, path)) && self.overwrite;
+            if same(path, &self.dir) || in_checkpoint {
+                return Err(Error::Output {
+                    path: self.dir.clone(),
+                    what: format!(
+                        "output_dir: the run would overwrite its own input, {key}; name another folder"
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Only an earlier run's files may be replaced; a folder that merely has files of the same names is somebody's.
+    fn check_overwritten(&self, names: &[String]) -> Result<()> {
+        let a_run = names.iter().any(|n| n == "run_config.yaml") || !checkpoints(&self.dir).is_empty();
+        match names.iter().find(|n| OUTPUT_FILES.contains(&n.as_str()) || is_shard(n)) {
+            Some(name) if !a_run => Err(Error::Output {
+                path: self.dir.clone(),
+                what: format!(
+                    "overwrite_output_dir: the folder holds {name}, but no run of loratune wrote it (there is no \
+                     run_config.yaml); name another folder"
                 ),
-                None => "output_dir is not empty: add overwrite_output_dir=true to replace what an earlier run wrote \
-                         there, or name another folder"
-                    .into(),
-            },
-        ))
+            }),
+            _ => Ok(()),
+        }
     }
 
     pub fn dir(&self) -> &Path {
@@ -155,29 +212,50 @@ impl Output {
     /// Makes the folder ready once everything else is known to be in order: creates it, removes an earlier run's files
     /// if that was asked for, and half-written checkpoints.
     pub fn begin(&self, start: &Start) -> Result<()> {
-        let io = |path: &Path, e: std::io::Error| Error::Output { path: path.into(), what: e.to_string() };
-        std::fs::create_dir_all(&self.dir).map_err(|e| io(&self.dir, e))?;
+        let io = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| Error::OutputIo { path, source }
+        };
+        std::fs::create_dir_all(&self.dir).map_err(io(&self.dir))?;
+        self.take_lock()?;
         sweep_unfinished(&self.dir)?;
         if *start == Start::Fresh && self.overwrite {
             for (_, path) in checkpoints(&self.dir) {
-                std::fs::remove_dir_all(&path).map_err(|e| io(&path, e))?;
+                remove_dir_atomically(&path)?;
             }
-            let shards = |name: &str| name.starts_with("model-") && name.ends_with(".safetensors");
-            for entry in std::fs::read_dir(&self.dir).map_err(|e| io(&self.dir, e))?.flatten() {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                if OUTPUT_FILES.contains(&name.as_str()) || shards(&name) {
-                    std::fs::remove_file(entry.path()).map_err(|e| io(&entry.path(), e))?;
+            for (path, name) in entries(&self.dir).map_err(io(&self.dir))? {
+                if OUTPUT_FILES.contains(&name.as_str()) || is_shard(&name) {
+                    std::fs::remove_file(&path).map_err(io(&path))?;
                 }
             }
             let runs = self.dir.join("runs");
-            if runs.is_dir() {
-                std::fs::remove_dir_all(&runs).map_err(|e| io(&runs, e))?;
+            for (path, name) in entries(&runs).unwrap_or_default() {
+                if name.starts_with("events.out.tfevents.") && name.contains(".loratune.") {
+                    std::fs::remove_file(&path).map_err(io(&path))?;
+                }
             }
         }
         if let Start::Resume(path) = start {
             *self.last.borrow_mut() = Some(path.clone());
         }
         Ok(())
+    }
+
+    /// Two runs must not write into one folder. The lock goes with the process, however it ends.
+    fn take_lock(&self) -> Result<()> {
+        let path = self.dir.join(LOCK);
+        let file = File::create(&path).map_err(|source| Error::OutputIo { path: path.clone(), source })?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(Error::Output {
+                path: self.dir.clone(),
+                what: "another run is writing into output_dir: wait for it, or name another folder".into(),
+            }),
+            // A file system without locks is no reason not to run.
+            Ok(()) | Err(TryLockError::Error(_)) => {
+                *self.lock.borrow_mut() = Some(file);
+                Ok(())
+            }
+        }
     }
 
     /// Where the last good state is, in words.
@@ -194,9 +272,8 @@ impl Output {
         let state = State {
             version: 1,
             config: trainer.config().to_yaml(),
-            data: fingerprint(trainer.feed()),
+            data: trainer.feed().digest().to_string(),
             optimizer_steps: trainer.optimizer.steps(),
-            total_steps: trainer.total_steps(),
             started: trainer.started,
             progress: trainer.progress.clone(),
         };
@@ -222,16 +299,37 @@ impl Output {
         let kept_best = usize::from(removable.len() < all.len());
         let excess = removable.len().saturating_sub(limit.saturating_sub(kept_best).max(1));
         for (_, path) in &removable[..excess] {
-            std::fs::remove_dir_all(path)
-                .map_err(|e| Error::Output { path: path.clone(), what: e.to_string() })?;
+            remove_dir_atomically(path)?;
         }
         Ok(())
     }
 
     /// The checkpoint of a step, if it's there.
     pub fn checkpoint(&self, step: u64) -> Option<PathBuf> {
-        checkpoints(&self.dir).into_iter().find(|(s, _)| *s == step).map(|(_, p)| p)
+        let here = checkpoints(&self.dir).into_iter();
+        let there = self.beside.iter().flat_map(|dir| checkpoints(dir));
+        here.chain(there).find(|(s, _)| *s == step).map(|(_, p)| p)
     }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if self.lock.borrow_mut().take().is_some() {
+            // Only tidiness: a lock file that stays locks nothing.
+            let _ = std::fs::remove_file(self.dir.join(LOCK));
+        }
+    }
+}
+
+/// A part of a model that was written in several files.
+fn is_shard(name: &str) -> bool {
+    name.starts_with("model-") && name.ends_with(".safetensors")
+}
+
+/// Paths and names of what a folder holds.
+fn entries(dir: &Path) -> std::io::Result<Vec<(PathBuf, String)>> {
+    let entries = std::fs::read_dir(dir)?;
+    Ok(entries.flatten().map(|e| (e.path(), e.file_name().to_string_lossy().into_owned())).collect())
 }
 
 /// The checkpoints in a folder by step, oldest first.
@@ -281,7 +379,7 @@ pub fn resume(trainer: &mut Trainer<'_>, path: &Path) -> Result<()> {
             changed.join(", ")
         )));
     }
-    if state.data != fingerprint(trainer.feed()) {
+    if state.data != trainer.feed().digest() {
         return Err(problem("the data is not what it was when the checkpoint was written".into()));
     }
     trainer.model.load_weights(path)?;
@@ -303,21 +401,6 @@ fn differences(a: &RunConfig, b: &RunConfig) -> Vec<String> {
             format!("{} ({} there, {} here)", key.name, (key.get)(a).to_yaml(), (key.get)(b).to_yaml())
         })
         .collect()
-}
-
-/// A digest of every token and label of the run's data, in order (FNV-1a).
-fn fingerprint(feed: &crate::feed::Feed) -> String {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    let mut eat = |x: u64| hash = (hash ^ x).wrapping_mul(0x100_0000_01b3);
-    for part in [&feed.train, &feed.eval] {
-        eat(part.len() as u64);
-        for Example { input_ids, labels, .. } in part {
-            eat(input_ids.len() as u64);
-            input_ids.iter().for_each(|&i| eat(i as u64));
-            labels.iter().for_each(|&l| eat(l as u32 as u64));
-        }
-    }
-    format!("{hash:016x}")
 }
 
 /// JSON, indented, written aside and renamed.

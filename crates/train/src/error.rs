@@ -19,14 +19,19 @@ pub enum Error {
     #[error(transparent)]
     Engine(#[from] loratune_engine::Error),
     #[error(
-        "step {step}: the loss is {loss}, not a finite number; {place}. The last good state is {last}. \
+        "step {step}: {what} is not a finite number; {place}. The last good state is {last}. \
          Usual causes: a learning rate that is too high (now {learning_rate:e}), or damaged weights or data"
     )]
-    NonFinite { step: u64, loss: f64, place: String, last: String, learning_rate: f64 },
+    NonFinite { step: u64, what: String, place: String, last: String, learning_rate: f64 },
     #[error("{}: {what}", path.display())]
     Output { path: PathBuf, what: String },
+    #[error("{}: {source}", path.display())]
+    OutputIo { path: PathBuf, source: std::io::Error },
     #[error("{}: {what}", path.display())]
     Checkpoint { path: PathBuf, what: String },
+    /// Data and model do not belong together.
+    #[error("{0}")]
+    Misfit(String),
     #[error("{0}")]
     Invalid(String),
 }

@@ -18,6 +18,8 @@ pub struct Feed {
     accumulation: usize,
     eval_batch_size: usize,
     batches_per_epoch: usize,
+    /// Digest of every token and label, in order.
+    digest: String,
     /// The rows of the epoch that was asked for last.
     cached: std::cell::RefCell<Option<(u64, Vec<Vec<usize>>)>>,
 }
@@ -35,6 +37,7 @@ impl Feed {
         let batch_size = config.per_device_train_batch_size as usize;
         Feed {
             batches_per_epoch: plan.batches_per_epoch(batch_size),
+            digest: digest(&[&train, &eval]),
             train,
             eval,
             plan,
@@ -43,6 +46,11 @@ impl Feed {
             eval_batch_size: config.per_device_eval_batch_size as usize,
             cached: Default::default(),
         }
+    }
+
+    /// A digest of every token and label of the run's data, in order.
+    pub fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// Rows in an epoch: examples, or packs of them.
@@ -85,6 +93,21 @@ impl Feed {
     pub fn eval_batches(&self) -> impl Iterator<Item = Batch> + '_ {
         self.eval.chunks(self.eval_batch_size).map(|c| batch(c.iter()))
     }
+}
+
+/// FNV-1a over lengths, tokens and labels.
+fn digest(parts: &[&[Example]]) -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut eat = |x: u64| hash = (hash ^ x).wrapping_mul(0x100_0000_01b3);
+    for part in parts {
+        eat(part.len() as u64);
+        for Example { input_ids, labels, .. } in *part {
+            eat(input_ids.len() as u64);
+            input_ids.iter().for_each(|&i| eat(i as u64));
+            labels.iter().for_each(|&l| eat(l as u32 as u64));
+        }
+    }
+    format!("{hash:016x}")
 }
 
 fn batch<'a>(examples: impl Iterator<Item = &'a Example>) -> Batch {

@@ -145,10 +145,11 @@ impl TrainedModel {
     /// Takes the trained weights of a checkpoint.
     pub fn load_weights(&mut self, dir: &Path) -> Result<()> {
         let (file, prefix) = match self.method {
-            Method::Lora { .. } => ("adapter_model.safetensors", "base_model.model."),
-            Method::Full => ("model.safetensors", ""),
+            Method::Lora { .. } => {
+                (TensorFile::open(&dir.join("adapter_model.safetensors"))?, "base_model.model.")
+            }
+            Method::Full => (TensorFile::open_model(dir)?, ""),
         };
-        let file = TensorFile::open(&dir.join(file))?;
         for id in self.params.ids() {
             let name = format!("{prefix}{}", self.params.name(id));
             let tensor = file.read(&name, self.params.value(id).shape())?;
@@ -192,6 +193,15 @@ pub(crate) struct TensorFile {
 impl TensorFile {
     pub fn open(path: &Path) -> Result<TensorFile> {
         Ok(TensorFile { path: path.into(), source: SafetensorsSource::open_file(path)? })
+    }
+
+    /// A model's weights, in one file or in shards.
+    pub fn open_model(dir: &Path) -> Result<TensorFile> {
+        let (single, index) = (dir.join("model.safetensors"), dir.join("model.safetensors.index.json"));
+        if !single.is_file() && index.is_file() {
+            return Ok(TensorFile { source: SafetensorsSource::open_index(&index)?, path: index });
+        }
+        TensorFile::open(&single)
     }
 
     /// A tensor in f32.

@@ -1,7 +1,7 @@
 //! The optimiser and its parameter groups.
 
 use loratune_engine::ops::{AdamW, adamw_step};
-use loratune_engine::{Gradients, ParamId, Params, Tensor};
+use loratune_engine::{Gradients, Params, Tensor};
 
 use crate::config::RunConfig;
 
@@ -111,10 +111,5 @@ impl Optimizer {
         }
         self.steps = steps;
         Ok(())
-    }
-
-    /// Name and group of every parameter, for reports.
-    pub fn groups<'a>(&'a self, params: &'a Params) -> impl Iterator<Item = (ParamId, &'a str, Group)> {
-        params.ids().map(|id| (id, params.name(id), self.groups[id.index()]))
     }
 }

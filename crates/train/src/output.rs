@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::config::{Finetuning, Reporter, RunConfig, Value};
 use crate::error::Result;
+use crate::model::Method;
 use crate::progress::{Evaluation, Progress};
 use crate::report::card::Card;
 use crate::report::history::History;
@@ -71,20 +72,20 @@ pub(crate) fn write_state(trainer: &Trainer<'_>, finished: bool) -> Result<()> {
     let (config, dir) = (trainer.config(), Path::new(&trainer.config().output_dir));
     trainer_state(trainer, finished).save(&dir.join("trainer_state.json"))?;
     if config.plot_loss {
-        plot::save(dir, &trainer.progress.log, &title(config))?;
+        plot::save(dir, &trainer.progress.log, &title(trainer))?;
     }
     Ok(())
 }
 
-fn title(config: &RunConfig) -> String {
+fn title(trainer: &Trainer<'_>) -> String {
     let name = |path: &str| {
         Path::new(path).file_name().map_or(path.to_string(), |n| n.to_string_lossy().into_owned())
     };
-    let method = match config.finetuning_type {
-        Finetuning::Lora => format!("LoRA, rank {}", config.lora_rank),
-        Finetuning::Full => "full fine-tuning".into(),
+    let method = match &trainer.model.method {
+        Method::Lora { spec, .. } => format!("LoRA, rank {}", spec.r),
+        Method::Full => "full fine-tuning".into(),
     };
-    format!("{} · {method}", name(&config.model_name_or_path))
+    format!("{} · {method}", name(&trainer.config().model_name_or_path))
 }
 
 /// How fast the run was; the one place with wall-clock times.
@@ -129,12 +130,27 @@ pub(crate) fn write_card(trainer: &Trainer<'_>, eval_loss: Option<f64>) -> Resul
         "overwrite_output_dir",
         "resume_from_checkpoint",
     ];
-    let hyperparameters = config
+    // An adapter that was given has its own shape; what the configuration says of one was not used.
+    let shape = ["lora_rank", "lora_alpha", "lora_target", "use_rslora", "rank_pattern", "alpha_pattern"];
+    let lora = match &trainer.model.method {
+        Method::Lora { spec, .. } => Some(spec),
+        Method::Full => None,
+    };
+    let described = lora.into_iter().flat_map(|spec| {
+        [
+            ("lora_rank".to_string(), spec.r.to_string()),
+            ("lora_alpha".to_string(), spec.alpha.to_string()),
+            ("lora_target".to_string(), spec.targets.to_string()),
+            ("use_rslora".to_string(), spec.use_rslora.to_string()),
+        ]
+    });
+    let others = config
         .entries()
         .into_iter()
-        .filter(|(key, value)| !shown.contains(&key.name) && *value != (key.get)(&RunConfig::default()))
-        .map(|(key, value)| (key.name.to_string(), words(&value)))
-        .collect();
+        .filter(|(key, _)| !shown.contains(&key.name) && !shape.contains(&key.name))
+        .filter(|(key, value)| *value != (key.get)(&RunConfig::default()))
+        .map(|(key, value)| (key.name.to_string(), words(&value)));
+    let hyperparameters = described.chain(others).collect();
     let card = Card {
         name: dir.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned()),
         base_model: config.model_name_or_path.clone(),

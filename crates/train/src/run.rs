@@ -139,7 +139,7 @@ pub fn check_fits(
     let (context, vocabulary) = (files.config.max_position_embeddings, files.config.vocab_size);
     for example in train.iter().chain(eval) {
         if example.input_ids.len() > context {
-            return Err(Error::Invalid(format!(
+            return Err(Error::Misfit(format!(
                 "{}: the row has {} tokens, more than the model's context of {context} (max_position_embeddings): set \
                  cutoff_len to {context} or less",
                 example.source,
@@ -150,7 +150,7 @@ pub fn check_fits(
         if let Some(id) =
             example.input_ids.iter().copied().chain(labels).find(|&id| id as usize >= vocabulary)
         {
-            return Err(Error::Invalid(format!(
+            return Err(Error::Misfit(format!(
                 "{}: token id {id} is not in the model's vocabulary of {vocabulary} rows (vocab_size): the tokenizer or \
                  the tokenised data belongs to another model",
                 example.source
@@ -238,9 +238,6 @@ impl Prepared {
             output::write_state(&trainer, false).ok();
         }
         let (ending, failure) = (ending?, logging.failure);
-        if let Some(e) = failure {
-            return Err(e.into());
-        }
         let (steps, tokens) = (trainer.progress.step - first, trainer.progress.tokens_seen - seen);
         let mut outcome = Outcome {
             ending: ending.clone(),
@@ -252,24 +249,29 @@ impl Prepared {
             tokens,
             seconds,
         };
-        if matches!(ending, Ending::Interrupted { .. }) {
-            output::write_state(&trainer, false)?;
-            return Ok(outcome);
+        match ending {
+            Ending::Interrupted { .. } => output::write_state(&trainer, false)?,
+            _ => finish(&mut trainer, &self.output, &mut outcome)?,
         }
-        finish(&mut trainer, &self.output, &mut outcome)?;
-        Ok(outcome)
+        // What was learned is on disk before a log that could not be written is complained about.
+        failure.map_or(Ok(outcome), |e| Err(e.into()))
     }
 }
 
 /// The end of a run that came to its end: keep the best weights if asked, evaluate what is kept, write everything.
 fn finish(trainer: &mut Trainer<'_>, output: &Output, outcome: &mut Outcome) -> Result<()> {
     let config = trainer.config().clone();
+    let mut lost = None;
     if let (true, Some((_, step))) = (config.load_best_model_at_end, trainer.progress.best)
         && step != trainer.progress.step
-        && let Some(path) = output.checkpoint(step)
     {
-        trainer.model.load_weights(&path)?;
-        outcome.best_step = Some(step);
+        match output.checkpoint(step) {
+            Some(path) => {
+                trainer.model.load_weights(&path)?;
+                outcome.best_step = Some(step);
+            }
+            None => lost = Some(step),
+        }
     }
     let kept = outcome.best_step.unwrap_or(trainer.progress.step);
     if config.eval_strategy != EvalStrategy::No {
@@ -294,7 +296,16 @@ fn finish(trainer: &mut Trainer<'_>, output: &Output, outcome: &mut Outcome) -> 
         outcome.steps,
         outcome.tokens,
         outcome.evaluation.as_ref(),
-    )
+    )?;
+    match lost {
+        None => Ok(()),
+        Some(step) => Err(Error::Checkpoint {
+            path: output.dir().join(format!("checkpoint-{step}")),
+            what: "the best checkpoint is gone, so load_best_model_at_end could not load it; the result holds the last \
+                   weights"
+                .into(),
+        }),
+    }
 }
 
 /// Peak resident memory of this process in bytes, where the system tells (Linux).

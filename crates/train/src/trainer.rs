@@ -43,6 +43,13 @@ pub enum Ending {
     },
 }
 
+/// What turned out not to be finite.
+enum Wrong {
+    Loss(f64),
+    Gradient { loss: f64, norm: f64 },
+    Evaluation(Evaluation),
+}
+
 /// Step numbers at which something happens, every `interval` steps or at the ends of epochs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum When {
@@ -124,11 +131,15 @@ impl<'a> Trainer<'a> {
 
     /// Runs to the end, or until the observer or early stopping ends it.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Ending> {
+        if self.progress.step > 0 && self.patience_is_over() {
+            // Resumed from the checkpoint that early stopping wrote: the run had ended there.
+            return Ok(Ending::EarlyStopped { step: self.progress.step });
+        }
         if self.config.eval_on_start && self.progress.step == 0 && self.eval_when != When::Never {
             self.evaluate(observer)?;
         }
         while self.progress.step < self.total {
-            let report = self.step()?;
+            let report = self.step(observer)?;
             observer.step(&report);
             let step = report.step;
             let mut saved = false;
@@ -169,7 +180,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// One optimiser step: all micro-batches of its window, then the update.
-    fn step(&mut self) -> Result<StepReport> {
+    fn step(&mut self, observer: &mut dyn Observer) -> Result<StepReport> {
         let start = Instant::now();
         let step = self.progress.step;
         let window = self.feed.window(step);
@@ -187,12 +198,8 @@ impl<'a> Trainer<'a> {
             let out = self.model.decoder.loss(&mut tape, batch)?;
             let value = out.loss.value().item();
             if !value.is_finite() {
-                let place = self.model.decoder.first_non_finite(&self.model.params, batch)?;
-                return Err(self.non_finite(
-                    value,
-                    place.map(|p| format!("the first such value is in the output of {p}")),
-                    learning_rate,
-                ));
+                let place = self.first_non_finite(batch)?;
+                return Err(self.non_finite(Wrong::Loss(value), place, learning_rate, observer));
             }
             loss += value;
             tape.backward(&out.loss, per_token, &mut grads)?;
@@ -201,10 +208,15 @@ impl<'a> Trainer<'a> {
         let grad_norm = grads.norm();
         if !grad_norm.is_finite() {
             let place = grads.first_non_finite(&self.model.params);
+            let place = place.map_or_else(
+                || "each gradient is finite, but not the sum of their squares".into(),
+                |p| format!("the first such gradient is that of {p}"),
+            );
             return Err(self.non_finite(
-                loss,
-                place.map(|p| format!("the gradient of {p} is not finite")),
+                Wrong::Gradient { loss, norm: grad_norm },
+                place,
                 learning_rate,
+                observer,
             ));
         }
         let max = self.config.max_grad_norm;
@@ -227,26 +239,59 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    fn non_finite(&mut self, loss: f64, place: Option<String>, learning_rate: f64) -> Error {
-        let step = self.progress.step + 1;
-        let epoch = step as f64 / self.feed.steps_per_epoch() as f64;
-        self.progress.log.push(LogEntry::train(step, epoch, loss, f64::NAN, learning_rate));
-        Error::NonFinite {
-            step,
-            loss,
-            place: place
-                .unwrap_or_else(|| "all layers' outputs are finite, the overflow is in the head".into()),
-            last: self.output.last_state(),
-            learning_rate,
+    /// In which layer's output the first value that is not finite stands.
+    fn first_non_finite(&self, batch: &loratune_model::Batch) -> Result<String> {
+        let place = self.model.decoder.first_non_finite(&self.model.params, batch)?;
+        Ok(match place {
+            Some(p) => format!("the first such value is in the output of {p}"),
+            None => "all layers' outputs are finite, the overflow is in the head".into(),
+        })
+    }
+
+    /// Logs what is wrong, after what is still to be logged, and makes the error that ends the run.
+    fn non_finite(
+        &mut self,
+        wrong: Wrong,
+        place: String,
+        learning_rate: f64,
+        observer: &mut dyn Observer,
+    ) -> Error {
+        let epochs = self.feed.steps_per_epoch() as f64;
+        if self.progress.loss_steps > 0 {
+            let loss = self.progress.loss_sum / self.progress.loss_steps as f64;
+            let entry = LogEntry::train(self.progress.step, self.epoch(), loss, f64::NAN, learning_rate);
+            (self.progress.loss_sum, self.progress.loss_steps) = (0.0, 0);
+            self.record(entry, observer);
         }
+        let step = self.progress.step + 1;
+        let epoch = step as f64 / epochs;
+        let (entry, what) = match wrong {
+            Wrong::Loss(loss) => {
+                (LogEntry::train(step, epoch, loss, f64::NAN, learning_rate), format!("the loss ({loss})"))
+            }
+            Wrong::Gradient { loss, norm } => (
+                LogEntry::train(step, epoch, loss, norm, learning_rate),
+                format!("the gradient's norm ({norm})"),
+            ),
+            Wrong::Evaluation(e) => {
+                (LogEntry::eval(step - 1, self.epoch(), &e), format!("the evaluation's loss ({})", e.loss))
+            }
+        };
+        let step = entry.step;
+        self.record(entry, observer);
+        Error::NonFinite { step, what, place, last: self.output.last_state(), learning_rate }
+    }
+
+    fn record(&mut self, entry: LogEntry, observer: &mut dyn Observer) {
+        observer.logged(&entry, self.total);
+        self.progress.log.push(entry);
     }
 
     fn log(&mut self, report: &StepReport, observer: &mut dyn Observer) {
         let loss = self.progress.loss_sum / self.progress.loss_steps as f64;
         let entry = LogEntry::train(report.step, self.epoch(), loss, report.grad_norm, report.learning_rate);
         (self.progress.loss_sum, self.progress.loss_steps) = (0.0, 0);
-        observer.logged(&entry, self.total);
-        self.progress.log.push(entry);
+        self.record(entry, observer);
     }
 
     /// Returns whether the run should stop early.
@@ -257,12 +302,17 @@ impl<'a> Trainer<'a> {
             b
         });
         let evaluation = evaluate(&self.model.decoder, &self.model.params, watched)?;
+        if !evaluation.loss.is_finite() {
+            return Err(self.non_finite_evaluation(evaluation, observer)?);
+        }
         let step = self.progress.step;
         self.evaluated = Some((step, evaluation));
-        let entry = LogEntry::eval(step, self.epoch(), &evaluation);
         observer.evaluated(step, &evaluation);
-        observer.logged(&entry, self.total);
-        self.progress.log.push(entry);
+        self.record(LogEntry::eval(step, self.epoch(), &evaluation), observer);
+        if step == 0 {
+            // There is no checkpoint of the start that could be kept.
+            return Ok(false);
+        }
         let better = self.progress.best.is_none_or(|(best, _)| evaluation.loss < best);
         if better {
             self.progress.best = Some((evaluation.loss, step));
@@ -270,8 +320,28 @@ impl<'a> Trainer<'a> {
         } else {
             self.progress.evaluations_without_gain += 1;
         }
-        let patience = self.config.early_stopping_steps;
-        Ok(patience.is_some_and(|p| self.progress.evaluations_without_gain >= p))
+        Ok(self.patience_is_over())
+    }
+
+    fn patience_is_over(&self) -> bool {
+        self.config.early_stopping_steps.is_some_and(|p| self.progress.evaluations_without_gain >= p)
+    }
+
+    fn non_finite_evaluation(
+        &mut self,
+        evaluation: Evaluation,
+        observer: &mut dyn Observer,
+    ) -> Result<Error> {
+        let mut place = String::new();
+        for batch in self.feed.eval_batches() {
+            if self.model.decoder.first_non_finite(&self.model.params, &batch)?.is_some() || place.is_empty()
+            {
+                place = self.first_non_finite(&batch)?;
+            }
+        }
+        let learning_rate =
+            self.config.learning_rate * self.schedule.lr_factor(self.progress.step, self.warmup, self.total);
+        Ok(self.non_finite(Wrong::Evaluation(evaluation), place, learning_rate, observer))
     }
 
     fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {

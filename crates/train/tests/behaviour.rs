@@ -237,6 +237,8 @@ fn a_loss_that_is_not_finite_stops_the_run_and_is_in_the_log() {
     assert!(*step >= 2 && text.contains("model.layers.0.self_attn"), "{text}");
     let state = String::from_utf8(bytes(dir.path(), "trainer_state.json")).unwrap();
     assert!(state.contains("NaN") || state.contains("Infinity"), "{state}");
+    let log = String::from_utf8(bytes(dir.path(), "trainer_log.jsonl")).unwrap();
+    assert!(log.lines().last().unwrap().contains("NaN"), "{log}");
     assert!(!dir.path().join("adapter_model.safetensors").exists());
 }
 
@@ -269,4 +271,117 @@ fn an_output_folder_is_only_overwritten_when_asked_and_then_only_what_runs_write
     run(overwrite).0.unwrap();
     assert_eq!(bytes(dir.path(), "notes.txt"), b"mine");
     assert!(!dir.path().join("checkpoint-2").exists());
+}
+
+#[test]
+fn a_run_that_stopped_early_stays_stopped_when_it_is_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let eval = format!("eval_dataset={}", goldens().join("eval.jsonl").display());
+    let settings = [
+        eval.as_str(),
+        "eval_strategy=steps",
+        "eval_steps=1",
+        "save_steps=1",
+        "load_best_model_at_end=true",
+        "early_stopping_steps=2",
+        "max_steps=200",
+        "learning_rate=0.15",
+        "lr_scheduler_type=constant",
+    ];
+    let first = run(config(dir.path(), &settings)).0.unwrap();
+    let adapter = bytes(dir.path(), "adapter_model.safetensors");
+    let state = bytes(dir.path(), "trainer_state.json");
+    let (again, seen) = run(config(dir.path(), &[&settings[..], &["resume_from_checkpoint=true"]].concat()));
+    assert_eq!(again.unwrap().ending, first.ending);
+    assert!(seen.steps.is_empty());
+    assert!(
+        bytes(dir.path(), "adapter_model.safetensors") == adapter
+            && bytes(dir.path(), "trainer_state.json") == state
+    );
+}
+
+#[test]
+fn inputs_and_folders_of_others_are_never_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/goldens/llama/tied-bf16");
+    std::fs::create_dir(&model).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        std::fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    }
+    let mut over = config(&dir.path().join("model/../model/."), &["overwrite_output_dir=true"]);
+    over.model_name_or_path = model.display().to_string();
+    let error = run(over).0.unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("its own input, model_name_or_path"), "{error}");
+    assert!(model.join("config.json").is_file() && model.join("model.safetensors").is_file());
+
+    // An adapter that lies in a checkpoint of the folder that is overwritten.
+    let out = dir.path().join("out");
+    run(config(&out, &["save_steps=4"])).0.unwrap();
+    let mut on = config(&out, &["overwrite_output_dir=true"]);
+    on.adapter_name_or_path = Some(out.join("checkpoint-4").display().to_string());
+    assert!(run(on).0.unwrap_err().to_string().contains("adapter_name_or_path"));
+    assert!(out.join("checkpoint-4/adapter_model.safetensors").is_file());
+
+    // A project that has files of the same names.
+    let project = dir.path().join("project");
+    std::fs::create_dir_all(project.join("runs/other")).unwrap();
+    std::fs::write(project.join("README.md"), "mine").unwrap();
+    let error = run(config(&project, &["overwrite_output_dir=true"])).0.unwrap_err().to_string();
+    assert!(error.contains("README.md") && error.contains("no run of loratune wrote it"), "{error}");
+
+    // Going on from another run's checkpoint in a folder that holds a third run.
+    let third = dir.path().join("third");
+    run(config(&third, &[])).0.unwrap();
+    let from = format!("resume_from_checkpoint={}", out.join("checkpoint-4").display());
+    let error = run(config(&third, &[&from])).0.unwrap_err().to_string();
+    assert!(error.contains("holds something else"), "{error}");
+    let fresh = dir.path().join("fresh");
+    run(config(&fresh, &[&from, "save_steps=4"])).0.unwrap();
+    assert!(bytes(&fresh, "adapter_model.safetensors") == bytes(&out, "adapter_model.safetensors"));
+}
+
+#[test]
+fn two_runs_do_not_write_into_one_folder() {
+    struct Second(PathBuf, Option<String>);
+    impl Observer for Second {
+        fn step(&mut self, report: &StepReport) {
+            if report.step == 2 {
+                let again = config(&self.0, &["overwrite_output_dir=true"]);
+                self.1 = Some(run(again).0.unwrap_err().to_string());
+            }
+        }
+        fn evaluated(&mut self, _: u64, _: &Evaluation) {}
+        fn logged(&mut self, _: &LogEntry, _: u64) {}
+        fn saved(&mut self, _: u64, _: &Path) {}
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut second = Second(dir.path().to_path_buf(), None);
+    prepare(config(dir.path(), &["save_steps=1"])).unwrap().run(&mut second).unwrap();
+    assert!(second.1.unwrap().contains("another run is writing"));
+    assert!(!dir.path().join(".loratune.lock").exists());
+}
+
+#[test]
+fn an_evaluation_that_is_not_finite_stops_the_run_before_it_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let eval = format!("eval_dataset={}", goldens().join("eval.jsonl").display());
+    let settings = [
+        eval.as_str(),
+        "learning_rate=1e30",
+        "max_grad_norm=0",
+        "lr_scheduler_type=constant",
+        "eval_strategy=steps",
+        "eval_steps=1",
+        "save_steps=1",
+    ];
+    let error = run(config(dir.path(), &settings)).0.unwrap_err();
+    let text = error.to_string();
+    assert!(
+        matches!(error, Error::NonFinite { step: 1, .. }) && text.contains("the evaluation's loss"),
+        "{text}"
+    );
+    assert!(!dir.path().join("checkpoint-1").exists());
+    let log = String::from_utf8(bytes(dir.path(), "trainer_log.jsonl")).unwrap();
+    assert!(log.lines().last().unwrap().contains("NaN"), "{log}");
 }

@@ -169,13 +169,42 @@ fn json_says_the_same_as_yaml() {
 #[test]
 fn wrong_values_name_line_key_value_and_expectation() {
     for (extra, overrides, want) in [
-        ("lora_rank: 0\n", &[][..], "run.yaml:4: lora_rank is `0`; expected a whole number, at least 1"),
-        ("lora_rank: abc\n", &[], "run.yaml:4: lora_rank is `abc`; expected a whole number, at least 1"),
-        ("r: 8.5\n", &[], "run.yaml:4: r is `8.5`; expected a whole number, at least 1"),
+        (
+            "lora_rank: 0\n",
+            &[][..],
+            "run.yaml:4: lora_rank is `0`; expected a whole number, from 1 to 1048576",
+        ),
+        (
+            "lora_rank: abc\n",
+            &[],
+            "run.yaml:4: lora_rank is `abc`; expected a whole number, from 1 to 1048576",
+        ),
+        ("r: 8.5\n", &[], "run.yaml:4: r is `8.5`; expected a whole number, from 1 to 1048576"),
         (
             "",
             &["lora_rank=[1]"],
-            "override lora_rank=[1]: lora_rank is `[1]`; expected a whole number, at least 1",
+            "override lora_rank=[1]: lora_rank is `[1]`; expected a whole number, from 1 to 1048576",
+        ),
+        ("r: 1048577\n", &[], "run.yaml:4: r is `1048577`; expected a whole number, from 1 to 1048576"),
+        (
+            "per_device_train_batch_size: 99999999999\n",
+            &[],
+            "run.yaml:4: per_device_train_batch_size is `99999999999`; expected a whole number, from 1 to 16777216",
+        ),
+        (
+            "per_device_eval_batch_size: 16777217\n",
+            &[],
+            "run.yaml:4: per_device_eval_batch_size is `16777217`; expected a whole number, from 1 to 16777216",
+        ),
+        (
+            "gradient_accumulation_steps: 16777217\n",
+            &[],
+            "run.yaml:4: gradient_accumulation_steps is `16777217`; expected a whole number, from 1 to 16777216",
+        ),
+        (
+            "cutoff_len: 9223372036854775807\n",
+            &[],
+            "run.yaml:4: cutoff_len is `9223372036854775807`; expected a whole number, from 2 to 16777216",
         ),
         ("\n# x\nbf16: maybe\n", &[], "run.yaml:6: bf16 is `maybe`; expected true or false"),
         ("learning_rate: fast\n", &[], "run.yaml:4: learning_rate is `fast`; expected a number, at least 0"),

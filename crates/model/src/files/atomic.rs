@@ -62,6 +62,18 @@ pub fn replace_dir_atomically<E: From<Error>>(
     filled
 }
 
+/// Removes a folder so that nobody ever sees half of it: it's renamed to an unfinished one first, which
+/// [`sweep_unfinished`] ends if this process is killed.
+///
+/// # Errors
+/// What the disk refused.
+pub fn remove_dir_atomically(dir: &Path) -> Result<()> {
+    let aside = aside(dir, UNFINISHED)?;
+    remove_tree(&aside)?;
+    fs::rename(dir, &aside).map_err(|e| Error::io("remove", dir, e))?;
+    remove_tree(&aside)
+}
+
 /// Removes what killed processes left unfinished in `dir`, and puts back folders that they were replacing. Returns what
 /// was removed or put back.
 ///

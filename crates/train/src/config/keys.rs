@@ -46,7 +46,13 @@ fn number(value: &Value, ok: fn(f64) -> bool) -> bool {
 }
 
 const AT_LEAST_1: Rule = Rule { text: "at least 1", ok: |v| number(v, |x| x >= 1.0) };
-const AT_LEAST_2: Rule = Rule { text: "at least 2", ok: |v| number(v, |x| x >= 2.0) };
+// Far above what any machine holds; beyond them, sizes would no longer be countable.
+const MOST_ROWS: f64 = 16_777_216.0;
+const ROWS: Rule = Rule { text: "from 1 to 16777216", ok: |v| number(v, |x| (1.0..=MOST_ROWS).contains(&x)) };
+const ROW_TOKENS: Rule =
+    Rule { text: "from 2 to 16777216", ok: |v| number(v, |x| (2.0..=MOST_ROWS).contains(&x)) };
+const RANK: Rule =
+    Rule { text: "from 1 to 1048576", ok: |v| number(v, |x| (1.0..=1_048_576.0).contains(&x)) };
 const NOT_NEGATIVE: Rule = Rule { text: "at least 0", ok: |v| number(v, |x| x >= 0.0) };
 const POSITIVE: Rule = Rule { text: "above 0", ok: |v| number(v, |x| x > 0.0) };
 const BELOW_1: Rule =
@@ -188,7 +194,7 @@ run_config! {
         /// `lora` trains adapters on the frozen base, `full` trains all weights.
         finetuning_type: Finetuning = Finetuning::Lora, LlamaFactory;
         /// Rank of the adapters.
-        lora_rank: u64 = 8, LlamaFactory, alias "r", rule AT_LEAST_1;
+        lora_rank: u64 = 8, LlamaFactory, alias "r", rule RANK;
         /// Scale: an adapter's output is multiplied by lora_alpha / lora_rank.
         lora_alpha: Option<f64> = None, LlamaFactory, rule POSITIVE, words "2 × lora_rank";
         /// Dropout on the adapters' input.
@@ -211,16 +217,17 @@ run_config! {
         init_lora_weights: InitLora = InitLora::Kaiming, Peft;
     }
     "Data" {
-        /// What to train on: paths, or names from dataset_dir's `dataset_info.json`; a list or with commas.
+        /// What to train on: .json or .jsonl files or folders of them, by their path, or by their name in dataset_dir (the
+        /// ending may be left out); a list or with commas.
         dataset: Vec<String> = Vec::new(), LlamaFactory, required "dataset: data/train.jsonl";
         /// What to evaluate on, written like dataset.
         eval_dataset: Vec<String> = Vec::new(), LlamaFactory;
-        /// Where names of datasets are looked up.
+        /// Folder in which a dataset that is no path is looked up, as a file or folder of that name.
         dataset_dir: String = "data".into(), LlamaFactory;
         /// Chat template: a name, or nothing for the model's own.
         template: Option<String> = None, LlamaFactory, words "the model's own";
         /// Most tokens of a row, or of a pack.
-        cutoff_len: u64 = 2048, LlamaFactory, rule AT_LEAST_2;
+        cutoff_len: u64 = 2048, LlamaFactory, rule ROW_TOKENS;
         /// Train on prompts too.
         train_on_prompt: bool = false, LlamaFactory;
         /// Train on the last turn only.
@@ -264,7 +271,7 @@ run_config! {
         /// Evaluate before the first step too.
         eval_on_start: bool = false, HuggingFace;
         /// Rows per batch in evaluation.
-        per_device_eval_batch_size: u64 = 8, HuggingFace, rule AT_LEAST_1;
+        per_device_eval_batch_size: u64 = 8, HuggingFace, rule ROWS;
         /// End with the best checkpoint instead of the last weights.
         load_best_model_at_end: bool = false, HuggingFace;
         /// What decides which one is best.
@@ -275,9 +282,9 @@ run_config! {
     }
     "Training" {
         /// Rows (or packs) per batch.
-        per_device_train_batch_size: u64 = 8, HuggingFace, rule AT_LEAST_1;
+        per_device_train_batch_size: u64 = 8, HuggingFace, rule ROWS;
         /// Batches per optimiser step; the loss is divided by all trained tokens of the step.
-        gradient_accumulation_steps: u64 = 1, HuggingFace, rule AT_LEAST_1;
+        gradient_accumulation_steps: u64 = 1, HuggingFace, rule ROWS;
         /// Peak learning rate.
         learning_rate: f64 = 5e-5, HuggingFace, rule NOT_NEGATIVE;
         /// Passes over the data; fractions are allowed.
