@@ -67,10 +67,21 @@ pub fn random_decoder(
 }
 
 fn check_names(files: &ModelFiles, spec: &DecoderSpec) -> Result<()> {
+    // Before the tensors are enumerated: a layer that is not in the files is not worth a name.
+    let names = files.tensors.names();
+    if names.len() < spec.num_layers {
+        return Err(Error::Invalid(format!(
+            "{}: num_hidden_layers is {}, but the weights are only {} tensors, fewer than layers: the configuration is \
+             of another model, or the weights are incomplete",
+            files.path.display(),
+            spec.num_layers,
+            names.len()
+        )));
+    }
     let known: std::collections::HashSet<String> = spec.tensors().into_iter().map(|t| t.name).collect();
     let harmless =
         |name: &str| name.ends_with("rotary_emb.inv_freq") || (spec.tied_head && name == "lm_head.weight");
-    match files.tensors.names().into_iter().find(|n| !known.contains(*n) && !harmless(n)) {
+    match names.into_iter().find(|n| !known.contains(*n) && !harmless(n)) {
         None => Ok(()),
         Some(extra) => Err(Error::Invalid(format!(
             "{}: holds the tensor '{extra}', which a model of this configuration does not have; leaving it out would \

@@ -5,10 +5,13 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use loratune_engine::{DType, Params};
+use loratune_model::decoder::Dtypes;
 use loratune_model::files::atomic::{replace_dir_atomically, sweep_unfinished, write_atomically};
 use loratune_model::files::gguf::GgufFile;
 use loratune_model::files::peft::{AdapterConfig, read_adapter};
 use loratune_model::files::{Error, ModelConfig, ModelFiles, SafetensorsSource, TensorSource};
+use loratune_model::load;
 use serde_json::{Value, json};
 
 fn goldens() -> PathBuf {
@@ -330,13 +333,37 @@ fn configuration_fields_that_cannot_be_obeyed_are_refused_by_name() {
         let message = config(|c| drop(c.remove(field))).unwrap_err().to_string();
         assert!(message.contains(&format!("`{field}` is missing")), "{message}");
     }
-    let huge = json!(1u64 << 31);
+    for field in
+        ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    {
+        let message = config(|c| drop(c.insert(field.into(), json!(i32::MAX)))).unwrap_err().to_string();
+        assert!(message.contains(&format!("`{field}` is 2147483647; it must be")), "{message}");
+    }
+    // Each size alone passes.
     let message = config(|c| {
-        for field in ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"] {
-            c.insert(field.into(), huge.clone());
+        for (field, size) in [("num_attention_heads", 1 << 16), ("num_key_value_heads", 1 << 16)]
+            .into_iter()
+            .chain([("head_dim", 1 << 16), ("hidden_size", 1 << 20), ("num_hidden_layers", 10_000)])
+        {
+            c.insert(field.into(), json!(size));
         }
     });
     assert!(message.unwrap_err().to_string().contains("too large to count"));
+}
+
+#[test]
+fn more_layers_than_tensors_are_refused_before_they_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama/tied-bf16");
+    fs::copy(from.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    let mut value: Value = serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
+    value["num_hidden_layers"] = json!(10_000);
+    fs::write(dir.path().join("config.json"), value.to_string()).unwrap();
+    let files = ModelFiles::open(dir.path()).unwrap();
+    let dtypes = Dtypes::both(DType::F32);
+    let built = load::decoder(&files, dtypes, &mut Params::new(), &|_| false).map(drop);
+    let message = built.unwrap_err().to_string();
+    assert!(message.contains("num_hidden_layers is 10000, but the weights are only"), "{message}");
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn smollm2_weights_are_all_there_and_finite() {
     let names = model.tensors.names();
     assert_eq!(names.len(), 272);
     for name in names {
-        assert_eq!(model.tensors.read(name).unwrap().first_non_finite(), None, "{name}");
+        assert!(model.tensors.read(name).unwrap().to_f32().iter().all(|x| x.is_finite()), "{name}");
     }
     assert_eq!(model.tensors.info("model.embed_tokens.weight").unwrap().dtype, FileDType::Q8_0);
     assert_eq!(model.tensors.info("model.layers.7.mlp.up_proj.weight").unwrap().dtype, FileDType::Q4_1);

@@ -121,16 +121,19 @@ pub(crate) fn dense(name: &str, raw: &RawTensor<'_>, shape: &[usize], dtype: DTy
             raw.shape
         )));
     }
-    if let Some(i) = raw.first_non_finite() {
-        return Err(Error::Invalid(format!(
-            "tensor '{name}' holds a number that is not finite (element {i}): the file is damaged"
-        )));
-    }
-    Ok(match dtype {
+    let tensor = match dtype {
         DType::F64 => Tensor::from_vec(raw.to_f64(), shape)?,
         DType::F32 => Tensor::from_vec(raw.to_f32(), shape)?,
         DType::BF16 => Tensor::from_vec(raw.to_bf16(), shape)?,
-    })
+    };
+    // The converted numbers are looked at: quantised ones would have to be converted a second time.
+    if !tensor.is_finite() {
+        let first = tensor.to_f64_vec().iter().position(|x| !x.is_finite()).unwrap_or_default();
+        return Err(Error::Invalid(format!(
+            "tensor '{name}' holds a number that is not finite in {dtype} (element {first}): the file is damaged"
+        )));
+    }
+    Ok(tensor)
 }
 
 /// The adapter's tensors under PEFT's names.
@@ -221,5 +224,45 @@ pub(super) fn config_from_spec(spec: &AdapterSpec, base: Option<&str>, targets: 
         alpha_pattern: spec.alpha_pattern.clone(),
         layers_to_transform: (!spec.layers.is_empty()).then(|| spec.layers.clone()),
         ..AdapterConfig::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::FileDType;
+
+    fn refused(dtype: FileDType, bytes: Vec<u8>, len: usize, element: usize) {
+        let raw = RawTensor { dtype, shape: vec![len], bytes: bytes.into() };
+        for to in [DType::F64, DType::F32, DType::BF16] {
+            let message = dense("model.norm.weight", &raw, &[len], to).unwrap_err().to_string();
+            let place =
+                format!("'model.norm.weight' holds a number that is not finite in {to} (element {element})");
+            assert!(message.contains(&place), "{dtype:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn non_finite_numbers_are_found_in_every_format() {
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let mut values = vec![1.0f64; 100_000];
+            values[70_003] = bad;
+            values[90_000] = bad;
+            let cases: [(FileDType, Vec<u8>); 4] = [
+                (FileDType::F64, values.iter().flat_map(|x| x.to_le_bytes()).collect()),
+                (FileDType::F32, values.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect()),
+                (FileDType::F16, values.iter().flat_map(|x| half::f16::from_f64(*x).to_le_bytes()).collect()),
+                (
+                    FileDType::BF16,
+                    values.iter().flat_map(|x| half::bf16::from_f64(*x).to_le_bytes()).collect(),
+                ),
+            ];
+            for (dtype, bytes) in cases {
+                refused(dtype, bytes, values.len(), 70_003);
+            }
+        }
+        let mut block = vec![0u8; 34 * 3];
+        block[68..70].copy_from_slice(&half::f16::NAN.to_le_bytes());
+        refused(FileDType::Q8_0, block, 96, 64);
     }
 }

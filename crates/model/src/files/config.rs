@@ -33,6 +33,18 @@ impl Architecture {
     }
 }
 
+/// The largest sizes that are believed, far above those of any model: a damaged file is refused for the field that is
+/// wrong, before anything is counted or allocated by it.
+mod most {
+    pub const LAYERS: u64 = 10_000;
+    pub const VOCABULARY: u64 = 1 << 24;
+    pub const HIDDEN: u64 = 1 << 20;
+    pub const INTERMEDIATE: u64 = 1 << 22;
+    pub const HEADS: u64 = 1 << 16;
+    pub const HEAD_DIM: u64 = 1 << 16;
+    pub const POSITIONS: u64 = 1 << 31;
+}
+
 /// A decoder's dimensions and constants, with transformers' names and defaults.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -86,9 +98,9 @@ impl ModelConfig {
         let fields = Fields { map, path };
         let architecture = architecture(map, path)?;
         config_fields::refuse_unsupported(&fields)?;
-        let hidden_size = fields.size("hidden_size")?;
-        let num_attention_heads = fields.size("num_attention_heads")?;
-        let head_dim = match fields.optional_size("head_dim")? {
+        let hidden_size = fields.size("hidden_size", most::HIDDEN)?;
+        let num_attention_heads = fields.size("num_attention_heads", most::HEADS)?;
+        let head_dim = match fields.optional_size("head_dim", most::HEAD_DIM)? {
             Some(given) => given,
             None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
             None => {
@@ -100,16 +112,20 @@ impl ModelConfig {
         };
         let config = ModelConfig {
             architecture,
-            vocab_size: fields.size("vocab_size")?,
+            vocab_size: fields.size("vocab_size", most::VOCABULARY)?,
             hidden_size,
-            intermediate_size: fields.size("intermediate_size")?,
-            num_hidden_layers: fields.size("num_hidden_layers")?,
+            intermediate_size: fields.size("intermediate_size", most::INTERMEDIATE)?,
+            num_hidden_layers: fields.size("num_hidden_layers", most::LAYERS)?,
             num_attention_heads,
-            num_key_value_heads: fields.optional_size("num_key_value_heads")?.unwrap_or(num_attention_heads),
+            num_key_value_heads: fields
+                .optional_size("num_key_value_heads", most::HEADS)?
+                .unwrap_or(num_attention_heads),
             head_dim,
             rms_norm_eps: fields.positive("rms_norm_eps", 1e-6)?,
             rope_theta: rope::theta(&fields)?,
-            max_position_embeddings: fields.optional_size("max_position_embeddings")?.unwrap_or(2048),
+            max_position_embeddings: fields
+                .optional_size("max_position_embeddings", most::POSITIONS)?
+                .unwrap_or(2048),
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
             attention_bias: fields.flag("attention_bias")?,
             mlp_bias: fields.flag("mlp_bias")?,

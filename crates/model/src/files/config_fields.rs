@@ -163,19 +163,18 @@ impl Fields<'_> {
         self.map.get(name).filter(|v| !v.is_null())
     }
 
-    /// A whole number from 1 to 2³¹ that must be there.
-    pub fn size(&self, name: &str) -> Result<usize> {
-        self.optional_size(name)?
+    /// A whole number from 1 to `most` that must be there.
+    pub fn size(&self, name: &str, most: u64) -> Result<usize> {
+        self.optional_size(name, most)?
             .ok_or_else(|| self.wrong(name, "is missing; it must be a positive whole number"))
     }
 
     /// As [`Self::size`], `None` when absent or null.
-    pub fn optional_size(&self, name: &str) -> Result<Option<usize>> {
+    pub fn optional_size(&self, name: &str, most: u64) -> Result<Option<usize>> {
         let Some(value) = self.get(name) else { return Ok(None) };
-        let size = value.as_u64().filter(|n| (1..=1 << 31).contains(n)).and_then(|n| usize::try_from(n).ok());
-        size.map(Some).ok_or_else(|| {
-            self.wrong(name, format!("is {value}; it must be a positive whole number below 2^31"))
-        })
+        let size = value.as_u64().filter(|n| (1..=most).contains(n)).and_then(|n| usize::try_from(n).ok());
+        size.map(Some)
+            .ok_or_else(|| self.wrong(name, format!("is {value}; it must be a whole number from 1 to {most}")))
     }
 
     /// A positive finite number.

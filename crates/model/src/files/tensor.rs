@@ -101,23 +101,6 @@ impl RawTensor<'_> {
         }
     }
 
-    /// Index of the first number that is NaN or infinite.
-    pub fn first_non_finite(&self) -> Option<usize> {
-        fn first<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool + Sync) -> Option<usize> {
-            let (items, _) = bytes.as_chunks::<N>();
-            items.par_chunks(CHUNK).enumerate().find_map_first(|(n, chunk)| {
-                chunk.iter().position(|&item| bad(item)).map(|at| n * CHUNK + at)
-            })
-        }
-        match self.dtype {
-            FileDType::F64 => first(&self.bytes, |b| !f64::from_le_bytes(b).is_finite()),
-            FileDType::F32 => first(&self.bytes, |b| !f32::from_le_bytes(b).is_finite()),
-            FileDType::F16 => first(&self.bytes, |b| !f16::from_le_bytes(b).is_finite()),
-            FileDType::BF16 => first(&self.bytes, |b| !bf16::from_le_bytes(b).is_finite()),
-            _ => self.to_f32().par_iter().position_first(|x| !x.is_finite()),
-        }
-    }
-
     /// The same with its own bytes, free of the file.
     pub fn into_owned(self) -> RawTensor<'static> {
         RawTensor { dtype: self.dtype, shape: self.shape, bytes: Cow::Owned(self.bytes.into_owned()) }
