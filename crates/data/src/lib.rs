@@ -26,7 +26,7 @@ pub mod truncate;
 pub use encode::{EncodeOptions, Example};
 pub use error::{DataError, Result, RowRef};
 pub use formats::{FORMATS, format_table};
-pub use load::{Dataset, DatasetSpec, encode_prompt, load_examples, render_chat, render_prompt};
+pub use load::{Dataset, DatasetSpec, encode_prompt, load_examples, render_chat};
 pub use order::{EpochOrder, Plan};
 pub use pack::pack;
 pub use read::DatasetSource;

@@ -100,16 +100,6 @@ pub fn render_chat(
     template.render(input).map_err(DataError::Template)
 }
 
-/// Renders one question without history, ready for the response.
-///
-/// # Errors
-/// When the template raises.
-pub fn render_prompt(template: &ChatTemplate, system: Option<&str>, user: &str) -> Result<String> {
-    let mut messages: Vec<Message> = system.map(Message::system).into_iter().collect();
-    messages.push(Message::user(user));
-    render_chat(template, &messages, None, true, &Map::new())
-}
-
 /// Token ids of a rendered prompt, with BOS exactly as in training: once, where the tokenizer wants it and the text does not
 /// have it already.
 ///

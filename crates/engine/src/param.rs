@@ -130,11 +130,6 @@ impl Gradients {
     pub fn first_non_finite<'p>(&self, params: &'p Params) -> Option<&'p str> {
         params.ids().find(|&id| self.get(id).is_some_and(|g| !g.is_finite())).map(|id| params.name(id))
     }
-
-    /// Forgets the gradients.
-    pub fn clear(&mut self) {
-        self.by_param.iter_mut().for_each(|g| *g = None);
-    }
 }
 
 fn sum_of_squares(t: &Tensor) -> f64 {
@@ -147,4 +142,27 @@ fn sum_of_squares(t: &Tensor) -> f64 {
             .collect();
         parts.into_iter().sum()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_norm_over_several_chunks_equals_a_plain_sum() {
+        // Whole numbers, so that both sums are exact whatever their order.
+        let values = |n: usize| (0..n).map(|i| (i % 23) as f64 - 11.0).collect::<Vec<f64>>();
+        for dtype in [DType::F32, DType::F64] {
+            let mut params = Params::new();
+            let mut plain = 0.0;
+            let sizes = [3 * crate::tensor::CHUNK + 5, 1, crate::tensor::CHUNK];
+            let ids = sizes.map(|n| params.add(format!("p{n}"), Tensor::zeros(dtype, &[n])).unwrap());
+            let mut grads = Gradients::new(&params);
+            for (id, n) in ids.into_iter().zip(sizes) {
+                plain += values(n).iter().map(|x| x * x).sum::<f64>();
+                grads.add(id, Tensor::from_vec(values(n), &[n]).unwrap().to_dtype(dtype)).unwrap();
+            }
+            assert_eq!(grads.norm(), plain.sqrt(), "{dtype}");
+        }
+    }
 }

@@ -147,7 +147,7 @@ impl<'p> Tape<'p> {
         Var { value, node: Some(self.nodes.len() - 1) }
     }
 
-    /// Bytes of nothing: the number of recorded ops, for tests of what is recorded.
+    /// Number of ops that were recorded, for tests of what is recorded.
     pub fn recorded(&self) -> usize {
         self.nodes.len()
     }

@@ -47,13 +47,6 @@ impl FrozenWeight {
             FrozenWeight::Dense(_) => BLOCK_ROWS,
         }
     }
-
-    /// The whole weight as a dense tensor, for merging and initialising.
-    pub fn to_dense(&self, dtype: DType) -> Tensor {
-        match self {
-            FrozenWeight::Dense(t) => t.to_dtype(dtype),
-        }
-    }
 }
 
 /// A weight as a layer holds it: frozen, or a trainable parameter.

@@ -210,7 +210,7 @@ fn ids_outside_of_the_vocabulary_are_refused() {
         t["added_tokens"].as_array_mut().unwrap().push(token);
     });
     place.write("rows.jsonl", "{\"prompt\": \"a\", \"completion\": \"b<|more|>\"}");
-    train(&place, "m", "rows.jsonl", &[]).fails(2, &["rows.jsonl:1", "301", "vocab"]);
+    train(&place, "m", "rows.jsonl", &[]).fails(1, &["rows.jsonl:1", "301", "vocab"]);
     place.run(&["generate", "-m", "m", "-p", "x<|more|>"]).fails(1, &["301", "vocab"]);
 }
 
@@ -257,7 +257,7 @@ fn sequences_longer_than_the_context_are_refused() {
     let base = model(BASE);
     let ids = vec!["5"; 129].join(",");
     place.write("rows.jsonl", format!("{{\"input_ids\": [1, 2]}}\n{{\"input_ids\": [{ids}]}}\n"));
-    train(&place, &base, "rows.jsonl", &[]).fails(2, &["rows.jsonl:2", "129", "128", "cutoff_len"]);
+    train(&place, &base, "rows.jsonl", &[]).fails(1, &["rows.jsonl:2", "129", "128", "cutoff_len"]);
     train(&place, &base, "rows.jsonl", &["cutoff_len=128", "-q"]).ok();
     let long = "word ".repeat(200);
     place.run(&["generate", "-m", &base, "-p", &long]).fails(1, &["context of 128", "shorten the prompt"]);

@@ -155,11 +155,6 @@ impl TokenizerBundle {
         StreamDecoder::new(self, skip_special)
     }
 
-    /// The id of a token by its exact text in the vocabulary (special tokens included).
-    pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.tokenizer.token_to_id(token)
-    }
-
     /// The vocabulary's spelling of an id, `None` when the id has no token.
     pub fn token(&self, id: u32) -> Option<String> {
         self.tokenizer.id_to_token(id)

@@ -160,3 +160,21 @@ impl Mask {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropout_draws_every_element_by_its_own_counter() {
+        let (key, p) = (Key::new(9).named("mask"), 0.3);
+        let n = 2 * CHUNK + 7;
+        let dropped = Mask::Random(key, p).dropped(&vec![1.0f64; n]).unwrap();
+        let threshold = (p * 4_294_967_296.0) as u64;
+        for (i, &x) in dropped.iter().enumerate() {
+            let word = key.words((i / 4) as u64)[i % 4];
+            let expected = if u64::from(word) < threshold { 0.0 } else { 1.0 / (1.0 - p) };
+            assert_eq!(x, expected, "element {i}");
+        }
+    }
+}

@@ -192,19 +192,4 @@ impl GgufFile {
             .map(Some)
             .ok_or_else(|| self.key_error(key, format!("is {}, not as it should be", value.kind())))
     }
-
-    /// The metadata as JSON, arrays by their lengths: for showing to people.
-    pub fn metadata_summary(&self) -> Map<String, Value> {
-        let show = |value: &MetaValue| match value {
-            MetaValue::Unsigned(n) => json!(n),
-            MetaValue::Signed(n) => json!(n),
-            MetaValue::Float(x) => json!(x),
-            MetaValue::Bool(b) => json!(b),
-            MetaValue::String(s) => json!(s),
-            MetaValue::Strings(list) => json!(format!("{} strings", list.len())),
-            MetaValue::Scalars(kind, bytes) => json!(format!("{} numbers", bytes.len() / kind.size())),
-            MetaValue::Array(list) => json!(format!("{} arrays", list.len())),
-        };
-        self.metadata.iter().map(|(k, v)| (k.clone(), show(v))).collect()
-    }
 }
