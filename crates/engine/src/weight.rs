@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result, check_shape};
 use crate::gemm::{Mat, MatMut, Threads, matmul};
 use crate::param::{ParamId, Params};
-use crate::{DType, Real, Tensor};
+use crate::{Real, Tensor};
 
 /// Rows that a product decodes at a time when the storage is not the type of the arithmetic: small enough that the
 /// decoded block stays in cache, large enough that the product runs at full speed.
