@@ -156,7 +156,7 @@ pub struct AnswerArgs {
 pub struct GenerateArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// A prompt; give the option again for more, they run together.
+    /// A prompt; give the option again for more.
     #[arg(short, long, value_name = "TEXT", help_heading = "Prompt", required_unless_present = "prompts")]
     pub prompt: Vec<String>,
     /// Prompts from a .jsonl file: strings, or objects with `prompt`, `question`, `instruction` or `messages`.
@@ -165,6 +165,9 @@ pub struct GenerateArgs {
     /// Continue the text of the prompt as it is, without the chat template.
     #[arg(long, help_heading = "Prompt", conflicts_with_all = ["system", "template"])]
     pub raw: bool,
+    /// Prompts that run together.
+    #[arg(long, value_name = "N", default_value_t = 16, help_heading = "Prompt", value_parser = at_least_1)]
+    pub batch_size: usize,
     #[command(flatten)]
     pub answer: AnswerArgs,
     /// Print one JSON object a line for every prompt.

@@ -194,6 +194,25 @@ fn merging_never_replaces_what_it_should_not() {
     merge(&["mine", "--overwrite"]).fails(2, &["not a model"]);
     merge(&["base", "--overwrite"]).fails(2, &["name another folder"]);
     merge(&["base/config.json"]).fails(2, &["is a file"]);
+    for (file, named) in [
+        ("checkpoint-5/trainer_state.json", "checkpoint-5"),
+        ("adapter_model.safetensors", "adapter_model.safetensors"),
+        ("notes.txt", "notes.txt"),
+        ("additional_chat_templates/notes.txt", "additional_chat_templates/notes.txt"),
+        ("model-00001-of-few.safetensors", "model-00001-of-few.safetensors"),
+    ] {
+        let path = place.path("old").join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        place.write(&format!("old/{file}"), "mine");
+        let told = format!("--output holds {named}, which merging does not write");
+        merge(&["old", "--overwrite"]).fails(2, &[&told]);
+        assert_eq!(place.read(&format!("old/{file}")), b"mine");
+        std::fs::remove_file(&path).unwrap();
+        if path.parent() != Some(&place.path("old")) {
+            std::fs::remove_dir(path.parent().unwrap()).unwrap();
+        }
+    }
+    merge(&["old", "--overwrite"]).ok();
     merge(&["old", "--overwrite"]).ok();
     assert_eq!(place.read("mine/thesis.tex"), b"years of work");
     place.assert_nothing_unfinished();

@@ -107,6 +107,16 @@ fn prompts_give_the_same_answers_streamed_or_not_alone_or_together() {
     let lines: String = prompts.iter().map(|p| format!("{}\n", json!({"question": p}))).collect();
     place.write("prompts.jsonl", lines);
     assert_eq!(run(&["--prompts", "prompts.jsonl", "--json"]).json(), both);
+    // In parts, drawn ones too.
+    assert_eq!(run(&["--prompts", "prompts.jsonl", "--json", "--batch-size", "1"]).json(), both);
+    place.write("same.jsonl", format!("{}\n", json!(prompts[0])).repeat(5));
+    let drawn = |size: &str| {
+        run(&["--prompts", "same.jsonl", "--json", "--temperature", "1", "--batch-size", size]).json()
+    };
+    let whole = drawn("5");
+    assert_eq!(whole.iter().map(|a| a["index"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+    assert!(whole.iter().any(|a| a["tokens"] != whole[0]["tokens"]), "each prompt has draws of its own");
+    assert_eq!(drawn("2"), whole);
     let text = both[0]["prompt"].as_str().unwrap();
     assert!(text.starts_with("<|im_start|>user\n"), "the template was used: {text}");
     let raw = run(&["--prompt", text, "--raw", "--json"]).json();

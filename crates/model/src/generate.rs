@@ -16,6 +16,9 @@ pub struct Sampling {
     /// Only this many most probable tokens are kept; 0 keeps all.
     pub top_k: usize,
     pub seed: u64,
+    /// Number of the first prompt in a longer list that is worked off in parts: every prompt's randomness is its own,
+    /// however the list is divided.
+    pub first: usize,
     pub max_new_tokens: usize,
     /// Ids that end a sequence; they are part of the output.
     pub stop: Vec<u32>,
@@ -24,7 +27,7 @@ pub struct Sampling {
 impl Sampling {
     /// Greedy decoding.
     pub fn greedy(max_new_tokens: usize, stop: Vec<u32>) -> Sampling {
-        Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0, max_new_tokens, stop }
+        Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0, first: 0, max_new_tokens, stop }
     }
 }
 
@@ -66,7 +69,10 @@ pub fn continue_sequences(
     mut on_token: impl FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Generated>> {
     if let Some(i) = prompts.iter().position(Vec::is_empty) {
-        return Err(Error::Invalid(format!("prompt {i} is empty: there is nothing to continue")));
+        return Err(Error::Invalid(format!(
+            "prompt {} is empty: there is nothing to continue",
+            sampling.first + i + 1
+        )));
     }
     let max = decoder.spec().max_positions;
     let lengths = prompts.iter().zip(sequences.lengths()).map(|(p, held)| p.len() + held);
@@ -83,7 +89,7 @@ pub fn continue_sequences(
         let logits = decoder.extend(params, sequences, &appended)?;
         let mut next = Vec::with_capacity(pending.len());
         for (row, (s, _)) in pending.iter().enumerate() {
-            let key = Key::new(sampling.seed).named("sample").with(*s as u64);
+            let key = Key::new(sampling.seed).named("sample").with((sampling.first + *s) as u64);
             let token = choose(&logits, row, sampling, key.uniform(step as u64))?;
             out[*s].tokens.push(token);
             if !on_token(*s, token) {

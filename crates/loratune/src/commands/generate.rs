@@ -47,27 +47,39 @@ pub fn run(args: &GenerateArgs, global: &Global) -> Result<()> {
         })
         .collect::<Result<_>>()?;
     let ids = texts.iter().map(|t| model.encode(t)).collect::<Result<Vec<_>>>()?;
-    let sampling = sampling(&args.answer, model.stop_ids());
+    let max = model.decoder.spec().max_positions;
+    // Before the first part is answered.
+    if let Some(length) = ids.iter().map(Vec::len).max().filter(|&l| l > max) {
+        return Err(loratune_model::Error::ContextLength { length, max }.into());
+    }
+    let mut sampling = sampling(&args.answer, model.stop_ids());
     let stream = ids.len() == 1 && !args.json;
     let clock = Instant::now();
-    let answers = if stream {
+    let mut tokens = 0;
+    if stream {
         let mut printer = Printer::new(&model.tokenizer, &sampling.stop);
         let answers = generate(&model.decoder, &model.params, &ids, &sampling, |_, t| printer.token(t))?;
         printer.finish()?;
         output::line("")?;
-        answers
+        tokens = new_tokens(&answers);
     } else {
-        let answers = generate(&model.decoder, &model.params, &ids, &sampling, |_, _| true)?;
-        print_all(args, &model.tokenizer, &texts, &answers)?;
-        answers
-    };
+        for (ids, texts) in ids.chunks(args.batch_size).zip(texts.chunks(args.batch_size)) {
+            let answers = generate(&model.decoder, &model.params, ids, &sampling, |_, _| true)?;
+            print_all(args, &model.tokenizer, sampling.first, texts, &answers)?;
+            sampling.first += answers.len();
+            tokens += new_tokens(&answers);
+        }
+    }
     if !global.quiet {
         let seconds = clock.elapsed().as_secs_f64();
-        let tokens: usize = answers.iter().map(|a| a.tokens.len()).sum();
         let speed = tokens as f64 / seconds.max(1e-9);
         output::note(&format!("{tokens} tokens in {seconds:.2} s, {speed:.1} tokens/s"));
     }
     Ok(())
+}
+
+fn new_tokens(answers: &[Generated]) -> usize {
+    answers.iter().map(|a| a.tokens.len()).sum()
 }
 
 /// Without a template a system text simply stands before the prompt.
@@ -81,6 +93,7 @@ pub fn sampling(args: &AnswerArgs, stop: Vec<u32>) -> Sampling {
         top_p: args.top_p,
         top_k: args.top_k,
         seed: args.seed,
+        first: 0,
         max_new_tokens: args.max_new_tokens,
         stop,
     }
@@ -92,13 +105,15 @@ pub fn answer_text(tokenizer: &TokenizerBundle, answer: &Generated) -> Result<St
     Ok(tokenizer.decode(&answer.tokens[..n], true)?)
 }
 
+/// Prints answers, the first of which is number `first` of all (from 0).
 fn print_all(
     args: &GenerateArgs,
     tokenizer: &TokenizerBundle,
+    first: usize,
     prompts: &[String],
     answers: &[Generated],
 ) -> Result<()> {
-    for (i, (prompt, answer)) in prompts.iter().zip(answers).enumerate() {
+    for (i, (prompt, answer)) in (first..).zip(prompts.iter().zip(answers)) {
         let text = answer_text(tokenizer, answer)?;
         if args.json {
             output::json(&json!({

@@ -18,6 +18,20 @@ use crate::output::{self, Usage, field};
 const SEQUENCES: usize = 4;
 const LENGTH: usize = 64;
 
+/// The files of a merged model, besides its shards.
+const WRITTEN: &[&str] = &[
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
+/// The folder of a tokenizer's further chat templates.
+const TEMPLATES: &str = "additional_chat_templates";
+
 pub fn run(args: &MergeArgs, global: &Global) -> Result<()> {
     start_threads(global)?;
     check_output(args)?;
@@ -88,8 +102,48 @@ fn check_output(args: &MergeArgs) -> Result<()> {
         (true, true) if !output.join("config.json").is_file() => {
             usage("--output holds something that is not a model (no config.json); it is not replaced")
         }
+        (true, true) => match foreign(output)? {
+            Some(name) => usage(&format!(
+                "--output holds {name}, which merging does not write; it is not replaced: move that away, or name \
+                 another folder"
+            )),
+            None => Ok(()),
+        },
         _ => Ok(()),
     }
+}
+
+/// The first entry of a folder, by name, that merging would not have written there.
+fn foreign(folder: &Path) -> Result<Option<String>> {
+    let entries = |folder: &Path| -> Result<Vec<(String, bool)>> {
+        let read = std::fs::read_dir(folder).and_then(|all| {
+            all.map(|e| {
+                e.and_then(|e| Ok((e.file_name().to_string_lossy().into_owned(), e.file_type()?.is_dir())))
+            })
+            .collect::<std::io::Result<Vec<_>>>()
+        });
+        let mut all = read.with_context(|| format!("{}: --output cannot be read", folder.display()))?;
+        all.sort();
+        Ok(all)
+    };
+    for (name, is_dir) in entries(folder)? {
+        if is_dir && name == TEMPLATES {
+            let jinja = |(file, is_dir): &(String, bool)| !is_dir && file.ends_with(".jinja");
+            if let Some((file, _)) = entries(&folder.join(TEMPLATES))?.into_iter().find(|e| !jinja(e)) {
+                return Ok(Some(format!("{TEMPLATES}/{file}")));
+            }
+        } else if is_dir || !(WRITTEN.contains(&name.as_str()) || is_shard(&name)) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// `model-00001-of-00002.safetensors`
+fn is_shard(name: &str) -> bool {
+    let numbers = name.strip_prefix("model-").and_then(|n| n.strip_suffix(".safetensors"));
+    let digits = |n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit());
+    numbers.and_then(|n| n.split_once("-of-")).is_some_and(|(a, b)| digits(a) && digits(b))
 }
 
 /// Always the same token ids for a vocabulary: a fixed walk through it.

@@ -68,9 +68,10 @@ pub fn run(args: &QuickstartArgs, global: &Global) -> Result<ExitCode> {
     }
     drop(base);
 
-    let loaded = RunConfig::load(&config_file, &overrides(dir, args, global))?;
+    let overrides = overrides(dir, args, global);
+    let loaded = RunConfig::load(&config_file, &overrides)?;
     let style = if global.quiet { Style::Quiet } else { Style::Lines };
-    let ended = train::execute(&loaded, style, Extent::Steps)?;
+    let ended = train::execute(&loaded, style, Extent::Steps, &resume_command(&config_file, overrides))?;
     if ended != ExitCode::SUCCESS {
         return Ok(ended);
     }
@@ -79,6 +80,13 @@ pub fn run(args: &QuickstartArgs, global: &Global) -> Result<ExitCode> {
     let after = Score::of(&tuned, &test)?;
     output::print(&conclusion(dir, &before, &after))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The training that quickstart does, as a command that goes on with it.
+fn resume_command(config_file: &Path, overrides: Vec<String>) -> String {
+    let program = std::env::args_os().next().map_or("loratune".into(), |p| p.to_string_lossy().into_owned());
+    let words = [program, "train".into(), config_file.display().to_string()];
+    train::resume_command(words.into_iter().chain(overrides))
 }
 
 /// The configuration names files beside itself; from another folder they have other paths.

@@ -40,7 +40,9 @@ pub fn run(args: &TrainArgs, global: &Global) -> Result<ExitCode> {
         (_, true) => Style::Quiet,
         _ => Style::Lines,
     };
-    execute(&loaded, style, if args.dry_run { Extent::Plan } else { Extent::Everything })
+    let words = std::env::args_os().map(|a| a.to_string_lossy().into_owned());
+    let resume = resume_command(words);
+    execute(&loaded, style, if args.dry_run { Extent::Plan } else { Extent::Everything }, &resume)
 }
 
 /// How much of a run is done and shown.
@@ -53,11 +55,11 @@ pub enum Extent {
     Steps,
 }
 
-/// Runs a configuration.
+/// Runs a configuration. `resume` is the command that is shown to go on with after an interruption.
 ///
 /// # Errors
 /// What is wrong with it, or what happened on the way.
-pub fn execute(loaded: &Loaded, style: Style, extent: Extent) -> Result<ExitCode> {
+pub fn execute(loaded: &Loaded, style: Style, extent: Extent, resume: &str) -> Result<ExitCode> {
     let template = loaded.config.template.clone();
     let prepared = prepare(loaded.config.clone())?;
     let plan = Plan::of(&prepared);
@@ -74,7 +76,7 @@ pub fn execute(loaded: &Loaded, style: Style, extent: Extent) -> Result<ExitCode
     let outcome = outcome?;
     let interrupted = matches!(outcome.ending, Ending::Interrupted { .. });
     if !closed && (interrupted || extent == Extent::Everything) {
-        conclude(style, &loaded.config, template.as_deref(), &outcome, progress.last_loss)?;
+        conclude(style, &loaded.config, template.as_deref(), &outcome, progress.last_loss, resume)?;
     }
     Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
@@ -214,11 +216,11 @@ fn listen(speak: bool) -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// This command once more, going on from the newest checkpoint.
-fn resume_command() -> String {
+/// A command of these words once more, going on from the newest checkpoint.
+pub fn resume_command(words: impl IntoIterator<Item = String>) -> String {
     let replaced = ["overwrite_output_dir=", "resume_from_checkpoint="];
-    let words = std::env::args_os().map(|a| a.to_string_lossy().into_owned());
     let mut words: Vec<String> = words
+        .into_iter()
         .filter(|w| !replaced.iter().any(|r| w.trim_start_matches('-').starts_with(r)))
         .map(|w| shell_word(&w))
         .collect();
@@ -233,10 +235,11 @@ fn conclude(
     template: Option<&str>,
     outcome: &Outcome,
     last_loss: Option<f64>,
+    resume: &str,
 ) -> Result<()> {
     let interrupted = matches!(outcome.ending, Ending::Interrupted { .. });
     if style == Style::Json {
-        output::json(&end_event(outcome))?;
+        output::json(&end_event(outcome, resume))?;
         return Ok(());
     }
     if style == Style::Quiet && !interrupted {
@@ -246,7 +249,7 @@ fn conclude(
         output::note(&format!(
             "stopped after step {step}; everything is in {}\nto go on:\n  {}",
             outcome.output_dir.join(format!("checkpoint-{step}")).display(),
-            resume_command()
+            resume
         ));
         return Ok(());
     }
@@ -299,7 +302,7 @@ fn next_command(config: &RunConfig, template: Option<&str>, outcome: &Outcome) -
     format!("loratune generate --model {model}{template} --prompt \"…\"")
 }
 
-fn end_event(outcome: &Outcome) -> serde_json::Value {
+fn end_event(outcome: &Outcome, resume: &str) -> serde_json::Value {
     let (ending, step) = match outcome.ending {
         Ending::Finished => ("finished", None),
         Ending::EarlyStopped { step } => ("early_stopped", Some(step)),
@@ -317,6 +320,6 @@ fn end_event(outcome: &Outcome) -> serde_json::Value {
         "tokens": outcome.tokens,
         "seconds": outcome.seconds,
         "peak_memory_bytes": peak_memory(),
-        "resume": matches!(outcome.ending, Ending::Interrupted { .. }).then(resume_command),
+        "resume": matches!(outcome.ending, Ending::Interrupted { .. }).then_some(resume),
     })
 }

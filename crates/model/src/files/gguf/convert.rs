@@ -1,7 +1,7 @@
 //! What a GGUF file's metadata means for transformers: config.json and the vocabulary.
 
 use loratune_tokenizer::GgufVocabulary;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::super::{Error, Result};
 use super::parse::GgufFile;
