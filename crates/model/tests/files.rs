@@ -8,8 +8,7 @@ use half::bf16;
 use loratune_model::files::gguf::GgufFile;
 use loratune_model::files::peft::{AdapterConfig, InitLoraWeights, ModuleNames, read_adapter, write_adapter};
 use loratune_model::files::{
-    Error, FileDType, ModelFiles, RawTensor, SafetensorsSource, TensorPlan, TensorSource, write_model,
-    write_safetensors,
+    Error, FileDType, ModelFiles, SafetensorsSource, TensorPlan, TensorSource, write_model, write_safetensors,
 };
 use serde_json::{Value, json};
 

@@ -43,8 +43,6 @@ const CONFIG: &str = include_str!("../../assets/quickstart/quickstart.yaml");
 
 /// Test rows that are answered to count exact matches.
 const ANSWERED: usize = 200;
-/// The test row that is shown.
-const SHOWN: usize = 0;
 const MAX_NEW_TOKENS: usize = 64;
 const BATCH: usize = 50;
 
@@ -151,11 +149,12 @@ impl Score {
         let evaluation = evaluate(&model.decoder, &model.params, batches)?;
         let answered = &test[..ANSWERED.min(test.len())];
         let exact = exact_match(model, answered, MAX_NEW_TOKENS, BATCH, |_| ())?;
-        let shown = &test[SHOWN.min(test.len() - 1)];
+        let shown = test.first().context("the quickstart's data holds no test row")?;
         let start = shown.labels.iter().position(|&l| l >= 0).unwrap_or(0);
         let prompt = shown.input_ids[..start].to_vec();
         let sampling = Sampling::greedy(MAX_NEW_TOKENS, model.stop_ids());
-        let answers = generate(&model.decoder, &model.params, &[prompt.clone()], &sampling, |_, _| true)?;
+        let answers =
+            generate(&model.decoder, &model.params, std::slice::from_ref(&prompt), &sampling, |_, _| true)?;
         let answer =
             answers.first().map(|a| answer_text(&model.tokenizer, a)).transpose()?.unwrap_or_default();
         Ok(Score {
