@@ -173,8 +173,9 @@ impl Fields<'_> {
     pub fn optional_size(&self, name: &str, most: u64) -> Result<Option<usize>> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let size = value.as_u64().filter(|n| (1..=most).contains(n)).and_then(|n| usize::try_from(n).ok());
-        size.map(Some)
-            .ok_or_else(|| self.wrong(name, format!("is {value}; it must be a whole number from 1 to {most}")))
+        size.map(Some).ok_or_else(|| {
+            self.wrong(name, format!("is {value}; it must be a whole number from 1 to {most}"))
+        })
     }
 
     /// A positive finite number.
