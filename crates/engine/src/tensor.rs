@@ -266,6 +266,21 @@ pub(crate) fn map_to_vec<A: Copy + Send + Sync, B: Copy + Default + Send>(
     out
 }
 
+/// A parallel elementwise map of two slices of equal length into a new vector.
+pub(crate) fn map2_to_vec<A: Copy + Default + Send + Sync>(
+    a: &[A],
+    b: &[A],
+    f: impl Fn(A, A) -> A + Sync,
+) -> Vec<A> {
+    let mut out = vec![A::default(); a.len()];
+    out.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK)).for_each(|((o, a), b)| {
+        for ((o, &a), &b) in o.iter_mut().zip(a).zip(b) {
+            *o = f(a, b);
+        }
+    });
+    out
+}
+
 /// A parallel elementwise pass over two slices of equal length.
 pub(crate) fn zip_mut<A: Send, B: Sync>(a: &mut [A], b: &[B], f: impl Fn(&mut A, &B) + Sync) {
     a.par_chunks_mut(CHUNK).zip(b.par_chunks(CHUNK)).for_each(|(a, b)| {

@@ -1,6 +1,6 @@
 use crate::error::{Result, check_shape};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
-use crate::{Tensor, dispatch};
+use crate::{Element, Tensor, dispatch};
 
 struct AddBackward {
     a: Source,
@@ -22,11 +22,8 @@ pub fn add(tape: &mut Tape<'_>, a: &Var, b: &Var) -> Result<Var> {
     check_shape("add", "second operand", b.value().shape(), a.value().shape())?;
     let y = dispatch!(a.value().dtype(), E => {
         let (x, y) = (a.value().slice::<E>()?, b.value().slice::<E>()?);
-        let mut out = x.to_vec();
-        crate::tensor::zip_mut(&mut out, y, |o, y| {
-            *o = <E as crate::Element>::from_acc(crate::Element::to_acc(*o) + crate::Element::to_acc(*y));
-        });
-        Tensor::new(out, a.value().shape())
+        let sum = crate::tensor::map2_to_vec(x, y, |x, y| E::from_acc(x.to_acc() + y.to_acc()));
+        Tensor::new(sum, a.value().shape())
     });
     let needs = a.needs_grad() || b.needs_grad();
     Ok(tape.record(y, needs, || AddBackward { a: a.source(), b: b.source() }))

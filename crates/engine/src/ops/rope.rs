@@ -66,18 +66,20 @@ fn rotate<E: Element>(
     direction: f64,
 ) -> Result<Tensor> {
     let (cols, half) = (x.cols(), table.half);
-    let mut y = x.slice::<E>()?.to_vec();
-    y.par_chunks_mut(cols).zip(positions.par_iter()).with_min_len(16).for_each(|(row, &p)| {
+    let xs = x.slice::<E>()?;
+    let mut y = vec![E::default(); xs.len()];
+    let rows = y.par_chunks_mut(cols).zip(xs.par_chunks(cols)).zip(positions.par_iter()).with_min_len(16);
+    rows.for_each(|((to, from), &p)| {
         let at = p as usize * half;
         let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
-        for head in row.chunks_exact_mut(head_dim) {
-            let (first, rest) = head.split_at_mut(half);
+        for (to, from) in to.chunks_exact_mut(head_dim).zip(from.chunks_exact(head_dim)) {
             for i in 0..half {
                 let (c, s) = (E::Acc::of(cos[i]), E::Acc::of(sin[i] * direction));
-                let (a, b) = (first[i].to_acc(), rest[i].to_acc());
-                first[i] = E::from_acc(a * c - b * s);
-                rest[i] = E::from_acc(b * c + a * s);
+                let (a, b) = (from[i].to_acc(), from[half + i].to_acc());
+                to[i] = E::from_acc(a * c - b * s);
+                to[half + i] = E::from_acc(b * c + a * s);
             }
+            to[2 * half..].copy_from_slice(&from[2 * half..]);
         }
     });
     Ok(Tensor::new(y, x.shape()))

@@ -47,11 +47,10 @@ pub fn silu_mul(tape: &mut Tape<'_>, gate: &Var, up: &Var) -> Result<Var> {
     check_shape("silu_mul", "up", up.value().shape(), gate.value().shape())?;
     let y = dispatch!(gate.value().dtype(), E => {
         let (g, u) = (gate.value().slice::<E>()?, up.value().slice::<E>()?);
-        let mut y = g.to_vec();
-        crate::tensor::zip_mut(&mut y, u, |y, u| {
-            let g = y.to_acc();
-            let one = <E as Element>::Acc::of(1.0);
-            *y = <E as Element>::from_acc(g / (one + (-g).exp_fast()) * u.to_acc());
+        let one = <E as Element>::Acc::of(1.0);
+        let y = crate::tensor::map2_to_vec(g, u, |g, u| {
+            let g = g.to_acc();
+            E::from_acc(g / (one + (-g).exp_fast()) * u.to_acc())
         });
         Tensor::new(y, gate.value().shape())
     });

@@ -54,31 +54,34 @@ fn part<R: Real>(data: &[R], stride: usize, row: usize, rows: usize, col: usize,
 pub(super) fn forward<R: Real>(segments: &[Segment<'_, R>], config: &AttentionConfig) -> (Vec<R>, Vec<R>) {
     let q_cols = config.heads * config.head_dim;
     let mut tasks = Vec::new();
-    let mut total = 0;
+    // For each token: the first task of its sequence, tasks a head has there, its block, and its row in the block.
+    let mut places = Vec::new();
     for (s, segment) in segments.iter().enumerate() {
-        let rows = segment.q.len() / q_cols;
+        let (rows, first) = (segment.q.len() / q_cols, tasks.len());
+        places.extend((0..rows).map(|row| (first, rows.div_ceil(BLOCK), row / BLOCK, row % BLOCK)));
         for h in 0..config.heads {
-            tasks.extend((0..rows).step_by(BLOCK).map(|row| (s, h, row, BLOCK.min(rows - row), total)));
+            tasks.extend((0..rows).step_by(BLOCK).map(|row| (s, h, row, BLOCK.min(rows - row))));
         }
-        total += rows;
     }
     let results: Vec<(Vec<R>, Vec<R>)> = tasks
         .par_iter()
-        .map(|&(s, h, row, rows, _)| forward_block(&segments[s], config, h, row, rows))
+        .map(|&(s, h, row, rows)| forward_block(&segments[s], config, h, row, rows))
         .collect();
+
+    let (total, dim) = (places.len(), config.head_dim);
     let mut out = vec![R::zero(); total * q_cols];
+    out.par_chunks_mut(q_cols).zip(places.par_iter()).for_each(|(to, &(first, blocks, block, row))| {
+        for (h, to) in to.chunks_exact_mut(dim).enumerate() {
+            to.copy_from_slice(&results[first + h * blocks + block].0[row * dim..(row + 1) * dim]);
+        }
+    });
     let mut lse = vec![R::zero(); config.heads * total];
-    for (&(_, h, row, rows, base), (block, block_lse)) in tasks.iter().zip(&results) {
-        scatter(&mut out, block, q_cols, base + row, h * config.head_dim, config.head_dim);
-        lse[h * total + base + row..][..rows].copy_from_slice(block_lse);
+    for (h, lse) in lse.chunks_exact_mut(total.max(1)).enumerate() {
+        for (to, &(first, blocks, block, row)) in lse.iter_mut().zip(&places) {
+            *to = results[first + h * blocks + block].1[row];
+        }
     }
     (out, lse)
-}
-
-fn scatter<R: Real>(out: &mut [R], block: &[R], stride: usize, row: usize, col: usize, dim: usize) {
-    for (i, src) in block.chunks_exact(dim).enumerate() {
-        out[(row + i) * stride + col..][..dim].copy_from_slice(src);
-    }
 }
 
 fn forward_block<R: Real>(
@@ -167,29 +170,29 @@ pub(super) fn backward<R: Real>(
     config: &AttentionConfig,
 ) -> [Vec<R>; 3] {
     let dim = config.head_dim;
-    let (q_cols, kv_cols) = (config.heads * dim, config.kv_heads * dim);
     let ranges: Vec<_> = documents.ranges().collect();
     let tasks: Vec<(usize, usize)> =
         (0..ranges.len()).flat_map(|r| (0..config.heads).map(move |h| (r, h))).collect();
     let results: Vec<[Vec<R>; 3]> =
         tasks.par_iter().map(|&(r, h)| backward_head(saved, config, h, ranges[r].clone())).collect();
 
-    let tokens = documents.tokens();
-    let mut dq = vec![R::zero(); tokens * q_cols];
-    let mut dk = vec![R::zero(); tokens * kv_cols];
-    let mut dv = vec![R::zero(); tokens * kv_cols];
-    for (&(r, h), [q, k, v]) in tasks.iter().zip(&results) {
-        let (row, head) = (ranges[r].start, head(config, h));
-        scatter(&mut dq, q, q_cols, row, head.q, dim);
-        // Query heads of a group add up in their order.
-        for (total, own) in [(&mut dk, k), (&mut dv, v)] {
-            for (i, src) in own.chunks_exact(dim).enumerate() {
-                let to = &mut total[(row + i) * kv_cols + head.kv..][..dim];
-                to.iter_mut().zip(src).for_each(|(t, &s)| *t += s);
+    let places: Vec<(usize, usize)> =
+        ranges.iter().enumerate().flat_map(|(r, range)| (0..range.len()).map(move |row| (r, row))).collect();
+    // Puts the heads' parts of one gradient side by side; query heads that share a head add up in their order.
+    let assemble = |which: usize, heads: usize| {
+        let group = config.heads / heads;
+        let mut all = vec![R::zero(); places.len() * heads * dim];
+        all.par_chunks_mut(heads * dim).zip(places.par_iter()).for_each(|(to, &(r, row))| {
+            for (h, to) in to.chunks_exact_mut(dim).enumerate() {
+                for own in &results[r * config.heads + h * group..][..group] {
+                    let own = &own[which][row * dim..(row + 1) * dim];
+                    to.iter_mut().zip(own).for_each(|(t, &o)| *t += o);
+                }
             }
-        }
-    }
-    [dq, dk, dv]
+        });
+        all
+    };
+    [assemble(0, config.heads), assemble(1, config.kv_heads), assemble(2, config.kv_heads)]
 }
 
 fn backward_head<R: Real>(
