@@ -504,8 +504,13 @@ fn the_documentation_of_the_keys_is_the_registry() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md");
     let text = format!(
         "# Configuration\n\nOne YAML or JSON file, and `key=value` settings that win over it. The names are those of \
-         LLaMA-Factory, Hugging Face and PEFT; the last column says whose meaning a key has.\n\n{}",
-        RunConfig::keys_markdown()
+         LLaMA-Factory, Hugging Face and PEFT; the last column says whose meaning a key has.\n\n{}\n## \
+         Dataset formats\n\nRows are recognised by their fields (`[…]` are optional).\n\n```\n{}```\n\n## Named \
+         templates\n\n`template` takes one of these names or the path of a .jinja file; without it the model's own is \
+         used.\n\n```\n{}```\n",
+        RunConfig::keys_markdown(),
+        loratune_data::format_table(),
+        loratune_data::template_table()
     );
     if std::env::var_os("LORATUNE_UPDATE_SNAPSHOTS").is_some() {
         std::fs::write(&path, &text).unwrap();

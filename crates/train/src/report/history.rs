@@ -14,6 +14,8 @@ use super::{LogEntry, LogKind, ReportError};
 pub struct History {
     path: PathBuf,
     file: File,
+    /// The step that this process began after: the time so far is that of the steps since.
+    first: u64,
 }
 
 impl History {
@@ -42,22 +44,22 @@ impl History {
         }
         super::write_whole(&path, kept.as_bytes())?;
         let file = OpenOptions::new().append(true).open(&path).map_err(ReportError::io(&path, "open"))?;
-        Ok(History { path, file })
+        Ok(History { path, file, first: resume_step.unwrap_or(0) })
     }
 
-    /// Appends one line. `elapsed` is the run's time so far in seconds; the time left is estimated from it.
+    /// Appends one line. `elapsed` is this process's time so far in seconds; the time left is estimated from it.
     ///
     /// # Errors
     /// The file system's.
     pub fn log(&mut self, entry: &LogEntry, total_steps: u64, elapsed: f64) -> Result<(), ReportError> {
-        let line = line(entry, total_steps, elapsed);
+        let line = line(entry, total_steps, elapsed, self.first);
         let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.flush());
         written.map_err(ReportError::io(&self.path, "write"))
     }
 }
 
 /// The line with its line break. Non-finite numbers are text (`"NaN"`), so that every line is strict JSON.
-fn line(entry: &LogEntry, total_steps: u64, elapsed: f64) -> String {
+fn line(entry: &LogEntry, total_steps: u64, elapsed: f64, first: u64) -> String {
     let number = |x: f64| if x.is_finite() { json!(x) } else { json!(float(x)) };
     let mut fields = Map::new();
     fields.insert("current_steps".into(), json!(entry.step));
@@ -75,7 +77,9 @@ fn line(entry: &LogEntry, total_steps: u64, elapsed: f64) -> String {
     let share = if total_steps == 0 { 1.0 } else { entry.step as f64 / total_steps as f64 };
     fields.insert("percentage".into(), number((share * 1e4).round() / 100.0));
     fields.insert("elapsed_time".into(), json!(duration(elapsed)));
-    let left = if share > 0.0 { elapsed / share * (1.0 - share) } else { 0.0 };
+    let done = entry.step.saturating_sub(first);
+    let left =
+        if done > 0 { elapsed / done as f64 * total_steps.saturating_sub(entry.step) as f64 } else { 0.0 };
     fields.insert("remaining_time".into(), json!(duration(left)));
     format!("{}\n", Json::Object(fields))
 }
