@@ -36,7 +36,17 @@ impl Backward for EmbeddingBackward {
 ///
 /// # Errors
 /// If an id is not in the vocabulary.
-pub fn embedding(tape: &mut Tape<'_>, ids: &Arc<[u32]>, table: &Weight, dtype: DType) -> Result<Var> {
+pub fn embedding(
+    tape: &mut Tape<'_>,
+    ids: &Arc<[u32]>,
+    table: &Weight,
+    lora: Option<&super::Lora>,
+    scale: f64,
+    dtype: DType,
+) -> Result<Var> {
+    if lora.is_some() || scale != 1.0 {
+        return Err(crate::Error::Invalid("adapters on the embedding are not there yet".into()));
+    }
     let w = table.resolve(tape.params());
     let d = w.shape().get(1).copied().unwrap_or(0);
     let y = dispatch_real!(dtype, R => Tensor::from_reals(w.gather::<R>(ids)?, &[ids.len(), d], dtype));

@@ -113,7 +113,7 @@ fn silu_mul() -> Vec<Case> {
 fn embedding() -> Vec<Case> {
     vec![case("embedding", &[("table", &[7, 3])], |t, i| {
         let ids: Arc<[u32]> = Arc::from([3u32, 0, 6, 3, 3]);
-        ops::embedding(t, &ids, &Weight::Param(i.param(0)), i.dtype())
+        ops::embedding(t, &ids, &Weight::Param(i.param(0)), None, 1.0, i.dtype())
     })]
 }
 
@@ -148,7 +148,13 @@ fn linear() -> Vec<Case> {
                 &[("x", &[n, cols]), ("a", &[r, cols]), ("b", &[out, r])],
                 move |t, i| {
                     let x = i.activation(t, 0);
-                    let lora = Lora { a: i.param(1), b: i.param(2), scaling: 0.75, dropout: dropout.clone() };
+                    let lora = Lora {
+                        a: i.param(1),
+                        b: i.param(2),
+                        scaling: 0.75,
+                        dropout: dropout.clone(),
+                        dora: None,
+                    };
                     ops::linear(t, &x, &frozen(out, cols, i), None, Some(&lora))
                 },
             ));
@@ -162,7 +168,13 @@ fn linear() -> Vec<Case> {
         &input,
         move |t, i| {
             let x = i.activation(t, 0);
-            let lora = Lora { a: i.param(1), b: i.param(2), scaling: 0.75, dropout: Dropout::Random(0.3) };
+            let lora = Lora {
+                a: i.param(1),
+                b: i.param(2),
+                scaling: 0.75,
+                dropout: Dropout::Random(0.3),
+                dora: None,
+            };
             ops::linear(t, &x, &frozen(out, cols, i), None, Some(&lora))
         },
     ));
@@ -185,7 +197,7 @@ fn loss() -> Vec<Case> {
                 &[("x", &[n, d]), ("head", &[v, d])],
                 move |t, i| {
                     let x = i.activation(t, 0);
-                    Ok(ops::linear_cross_entropy(t, &x, &Weight::Param(i.param(1)), &targets)?.loss)
+                    Ok(ops::linear_cross_entropy(t, &x, &Weight::Param(i.param(1)), None, &targets)?.loss)
                 },
             )
         })
@@ -197,10 +209,10 @@ fn shared() -> Vec<Case> {
     vec![case("tied embedding and head", &[("table", &[7, 3]), ("x", &[4, 3])], |t, i| {
         let table = Weight::Param(i.param(0));
         let ids: Arc<[u32]> = Arc::from([3u32, 0, 6, 3]);
-        let e = ops::embedding(t, &ids, &table, i.dtype())?;
+        let e = ops::embedding(t, &ids, &table, None, 1.0, i.dtype())?;
         let x = i.activation(t, 1);
         let y = ops::add(t, &e, &x)?;
         let y = ops::add(t, &y, &x)?;
-        Ok(ops::linear_cross_entropy(t, &y, &table, &[1, -100, 6, 2])?.loss)
+        Ok(ops::linear_cross_entropy(t, &y, &table, None, &[1, -100, 6, 2])?.loss)
     })]
 }

@@ -113,7 +113,7 @@ impl Golden<'_> {
             }),
             "embedding" => self.check(&["table"], |t, p| {
                 let ids: Arc<[u32]> = self.ints("ids").iter().map(|&i| i as u32).collect();
-                ops::embedding(t, &ids, &Weight::Param(p("table")), self.dtype).unwrap()
+                ops::embedding(t, &ids, &Weight::Param(p("table")), None, 1.0, self.dtype).unwrap()
             }),
             "attention" => self.check(&["q", "k", "v"], |t, p| {
                 let ends = self.ints("cu_seqlens");
@@ -147,13 +147,14 @@ impl Golden<'_> {
                     true => Dropout::Mask(self.floats("mask")),
                     false => Dropout::None,
                 };
-                let lora = Lora { a: p("a"), b: p("b"), scaling: self.param("scale"), dropout };
+                let lora = Lora { a: p("a"), b: p("b"), scaling: self.param("scale"), dropout, dora: None };
                 ops::linear(t, &x, &Weight::dense(self.floats("w")), bias.as_ref(), Some(&lora)).unwrap()
             }),
             "linear_cross_entropy" => self.check(&["hidden", "head"], |t, p| {
                 let targets: Vec<i32> = self.ints("targets").iter().map(|&i| i as i32).collect();
                 let x = t.param(p("hidden"));
-                let out = ops::linear_cross_entropy(t, &x, &Weight::Param(p("head")), &targets).unwrap();
+                let out =
+                    ops::linear_cross_entropy(t, &x, &Weight::Param(p("head")), None, &targets).unwrap();
                 assert_eq!(out.tokens, self.size("trained"));
                 out.loss
             }),

@@ -51,6 +51,7 @@ fn attach(
             b: params.add(format!("{}.lora_B.weight", linear.path), b)?,
             scaling,
             dropout,
+            dora: None,
         });
         names.extend(linear.path.rsplit('.').next().map(str::to_string));
     }

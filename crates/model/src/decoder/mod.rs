@@ -150,7 +150,7 @@ impl Decoder {
                 p(name, v.value());
             }
         };
-        let mut x = ops::embedding(tape, &batch.ids, &self.embedding, self.dtype)?;
+        let mut x = ops::embedding(tape, &batch.ids, &self.embedding, None, 1.0, self.dtype)?;
         see("model.embed_tokens", &x);
         for (i, block) in self.blocks.iter().enumerate() {
             let caches = sequences.as_deref_mut().map(|s| s.layer(i));
@@ -211,7 +211,7 @@ impl Decoder {
     /// The sum of the trained tokens' losses, recorded on the tape.
     pub fn loss(&self, tape: &mut Tape<'_>, batch: &Batch) -> Result<LossOutput> {
         let x = self.hidden(tape, batch, None, None)?;
-        Ok(ops::linear_cross_entropy(tape, &x, self.head(), &batch.targets)?)
+        Ok(ops::linear_cross_entropy(tape, &x, self.head(), None, &batch.targets)?)
     }
 
     /// Logits of every token, `[tokens, vocabulary]`, in the activations' compute type.

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::Dora;
 use crate::error::{Result, check_shape};
 use crate::gemm::{Mat, MatMut, Threads, matmul};
 use crate::rng::Key;
@@ -30,6 +31,8 @@ pub struct Lora {
     /// s: α/r, or α/√r with rsLoRA.
     pub scaling: f64,
     pub dropout: Dropout,
+    /// Rescales the rows of W + s·B·A (DoRA).
+    pub dora: Option<Dora>,
 }
 
 #[derive(Clone)]

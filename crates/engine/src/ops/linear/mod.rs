@@ -1,7 +1,9 @@
 //! The linear layer, with or without an adapter, as one op.
 
+mod dora;
 mod lora;
 
+pub use dora::{Dora, RowNorm, column_norms, row_norms};
 pub use lora::{Dropout, Lora};
 
 use lora::LoraSaved;
