@@ -16,6 +16,9 @@ import torch.nn.functional as F
 
 from common import ENGINE_GOLDENS, deterministic, generator, versions, write_json, write_tensors
 
+from peft import LoraConfig
+from peft.tuners.lora.layer import Embedding as PeftEmbedding
+from peft.tuners.lora.layer import Linear as PeftLinear
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
@@ -264,6 +267,171 @@ def lora_linear_cases():
         case.differentiate(lambda **t: lora_linear(scale=scale, **t), tensors, ["x", "a", "b"])
 
 
+class MaskDropout(torch.nn.Module):
+    """A dropout layer with a given mask, for PEFT's layers."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x):
+        return x * self.mask
+
+
+def peft_config(rank, alpha, rslora, dora):
+    return LoraConfig(r=rank, lora_alpha=alpha, use_rslora=rslora, use_dora=dora, init_lora_weights=False)
+
+
+def peft_linear(w, bias, rank, alpha, rslora, mask):
+    """PEFT's DoRA layer over a given weight, in float64, with its parameters unset."""
+    base = torch.nn.Linear(w.shape[1], w.shape[0], bias=bias is not None, dtype=torch.float64)
+    base.weight.data = w.double()
+    if bias is not None:
+        base.bias.data = bias.double()
+    config = peft_config(rank, alpha, rslora, True)
+    layer = PeftLinear(base, "default", config, r=rank, lora_alpha=alpha).double().train()
+    if mask is not None:
+        layer.lora_dropout["default"] = MaskDropout(mask.double())
+    return layer
+
+
+def in_layer(layer, names):
+    """`function(x, a, b, m)` that runs a PEFT layer with these values in the place of its parameters."""
+
+    def call(x, **parameters):
+        named = {names[name]: value for name, value in parameters.items()}
+        return torch.func.functional_call(layer, named, (x,))
+
+    return call
+
+
+LINEAR_NAMES = {
+    "a": "lora_A.default.weight",
+    "b": "lora_B.default.weight",
+    "m": "lora_magnitude_vector.default.weight",
+    "bias": "base_layer.bias",
+}
+
+
+def dora_linear_cases():
+    table = [
+        # name, n, in, out, rank, alpha, rslora, bias, dropout
+        ("one", 1, 1, 1, 1, 2, False, False, 0.0),
+        ("odd", 5, 17, 7, 3, 7, False, False, 0.0),
+        ("bias", 3, 7, 33, 5, 4, True, True, 0.0),
+        ("dropout", 17, 9, 5, 3, 2, False, False, 0.25),
+        ("dropout_bias", 7, 33, 17, 4, 8, True, True, 0.5),
+        ("rank_above_width", 5, 3, 5, 7, 3, False, False, 0.0),
+        ("blocks", 65, 5, 521, 2, 6, False, True, 0.1),
+    ]
+    for seed, (name, n, inputs_, outputs, rank, alpha, rslora, bias, p) in enumerate(table, 1100):
+        scale = alpha / math.sqrt(rank) if rslora else alpha / rank
+        params = {"n": n, "inputs": inputs_, "outputs": outputs, "rank": rank, "scale": scale, "bias": bias, "dropout": p}
+        case = Case("dora_linear", name, seed, **params)
+        x = case.input("x", case.randn(n, inputs_))
+        w = case.input("w", case.randn(outputs, inputs_))
+        trained = {"a": case.input("a", case.randn(rank, inputs_)), "b": case.input("b", case.randn(outputs, rank))}
+        trained["m"] = case.input("m", case.randn(outputs))
+        if bias:
+            trained["bias"] = case.input("bias", case.randn(outputs, scale=3.0))
+        mask = None
+        if p > 0:
+            keep = torch.rand(n, inputs_, generator=case.random) >= p
+            mask = case.input("mask", keep.float() / (1.0 - p))
+        layer = peft_linear(w, trained.get("bias"), rank, alpha, rslora, mask)
+        assert layer.scaling["default"] == scale
+        case.differentiate(in_layer(layer, LINEAR_NAMES), {"x": x, **trained}, ["x", *trained])
+        norms = torch.linalg.norm(w.double() + scale * trained["b"].double() @ trained["a"].double(), dim=1)
+        case.output("norms", norms)
+        layer.load_state_dict({LINEAR_NAMES[k]: v.double() for k, v in trained.items()}, strict=False)
+        magnitude = layer.lora_magnitude_vector["default"]
+        factors = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+        magnitude.update_layer(base_layer=layer.base_layer, lora_A=factors[0], lora_B=factors[1], scaling=scale)
+        close(magnitude.weight, norms, f"dora_linear.{name} norms")
+
+
+EMBEDDING_NAMES = {
+    "a": "lora_embedding_A.default",
+    "b": "lora_embedding_B.default",
+    "m": "lora_magnitude_vector.default.weight",
+}
+
+
+class ScaledEmbedding(torch.nn.Embedding):
+    """An embedding with a scale of the model's own, where PEFT looks for it (as Gemma's is)."""
+
+    def __init__(self, table, scale):
+        super().__init__(*table.shape, dtype=torch.float64)
+        self.weight.data = table.double()
+        self.embed_scale = torch.tensor(scale, dtype=torch.float64)
+
+    def forward(self, ids):
+        return super().forward(ids) * self.embed_scale
+
+
+def adapted_embedding_cases():
+    table = [
+        # name, vocabulary, hidden, rank, alpha, rslora, dora, the model's scale, ids
+        ("lora", 7, 5, 3, 7, False, False, 1.0, [2, 2, 0, 6, 2, 0, 5]),
+        ("lora_scaled", 33, 3, 4, 6, True, False, math.sqrt(3), [0, 32, 17, 17, 1, 9]),
+        ("dora", 7, 5, 3, 7, False, True, 1.0, [2, 2, 0, 6, 2, 0, 5]),
+        ("dora_scaled", 33, 16, 4, 6, True, True, 4.0, [0, 32, 17, 17, 1, 9]),
+        ("dora_blocks", 1031, 3, 2, 3, False, True, 1.0, [1030, 511, 512, 0, 1030]),
+    ]
+    for seed, (name, vocab, d, rank, alpha, rslora, dora, embed_scale, ids) in enumerate(table, 1200):
+        scale = alpha / math.sqrt(rank) if rslora else alpha / rank
+        case = Case("adapted_embedding", name, seed, vocab=vocab, d=d, scale=scale, embed_scale=embed_scale, dora=dora)
+        ids = case.input("ids", torch.tensor(ids, dtype=torch.int64))
+        weight = case.input("table", case.randn(vocab, d))
+        trained = {"a": case.input("a", case.randn(rank, vocab)), "b": case.input("b", case.randn(d, rank))}
+        if dora:
+            trained["m"] = case.input("m", case.randn(d))
+            norms = torch.linalg.norm(weight.double().T + scale * trained["b"].double() @ trained["a"].double(), dim=1)
+            case.output("norms", norms)
+        base = ScaledEmbedding(weight, embed_scale)
+        config = peft_config(rank, alpha, rslora, dora)
+        layer = PeftEmbedding(base, "default", config, r=rank, lora_alpha=alpha).double().train()
+        assert layer.scaling["default"] == scale
+        call = in_layer(layer, EMBEDDING_NAMES)
+        case.differentiate(lambda ids, **t: call(ids, **t), {"ids": ids, **trained}, list(trained))
+
+
+def adapted_linear_cross_entropy_cases():
+    """A head with an adapter: PEFT's layer for DoRA, plain torch for LoRA."""
+    table = [
+        # name, n, d, vocabulary, rank, dora, dropout, upstream gradient
+        ("lora", 7, 5, 33, 3, False, 0.0, 0.37),
+        ("lora_dropout", 9, 7, 65, 2, False, 0.25, 1.0),
+        ("dora", 7, 5, 33, 3, True, 0.0, 0.37),
+        ("dora_dropout", 9, 7, 521, 2, True, 0.25, -1.5),
+    ]
+    for seed, (name, n, d, vocab, rank, dora, p, upstream) in enumerate(table, 1300):
+        scale = 2 * rank / rank
+        case = Case("adapted_linear_cross_entropy", name, seed, n=n, d=d, vocab=vocab, scale=scale, dora=dora, dropout=p)
+        x = case.input("hidden", case.randn(n, d))
+        head = case.input("head", case.randn(vocab, d))
+        trained = {"a": case.input("a", case.randn(rank, d)), "b": case.input("b", case.randn(vocab, rank))}
+        mask = None
+        if dora:
+            trained["m"] = case.input("m", case.randn(vocab))
+        if p > 0:
+            mask = case.input("mask", (torch.rand(n, d, generator=case.random) >= p).float() / (1.0 - p))
+        targets = torch.randint(0, vocab, (n,), generator=case.random)
+        targets[torch.rand(n, generator=case.random) < 0.3] = IGNORED
+        case.input("targets", targets)
+        case.entry["params"]["trained"] = int((targets != IGNORED).sum())
+        layer = in_layer(peft_linear(head, None, rank, 2 * rank, False, mask), LINEAR_NAMES) if dora else None
+
+        def loss(hidden, **factors):
+            if dora:
+                logits = layer(hidden, **factors)
+            else:
+                logits = lora_linear(hidden, head.double(), scale=scale, mask=mask, **factors)
+            return F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED)
+
+        case.differentiate(loss, {"hidden": x, **trained}, ["hidden", *trained], upstream=upstream)
+
+
 def linear_cross_entropy_cases():
     table = [
         # name, n, d, vocab, share of ignored targets, upstream gradient, scale of hidden
@@ -344,7 +512,10 @@ def main():
     attention_cases()
     linear_cases()
     lora_linear_cases()
+    dora_linear_cases()
+    adapted_embedding_cases()
     linear_cross_entropy_cases()
+    adapted_linear_cross_entropy_cases()
     adamw_cases()
     clip_grad_norm_cases()
     for entry in CASES:
@@ -354,7 +525,7 @@ def main():
             constant = entry["op"] == "attention" and name in ("dq", "dk") and entry["case"] in ("one_token", "window_of_one")
             assert norm > 0 or constant or entry["case"] == "none_trained", (entry["op"], entry["case"], name)
     write_tensors(ENGINE_GOLDENS / "ops.safetensors", TENSORS)
-    document = {"versions": versions("torch", "transformers"), "cases": CASES}
+    document = {"versions": versions("torch", "transformers", "peft"), "cases": CASES}
     write_json(ENGINE_GOLDENS / "ops.json", document)
     print(f"{len(CASES)} cases, {len(TENSORS)} tensors")
 

@@ -61,6 +61,7 @@ pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + PartialEq + 
     fn from_acc(x: Self::Acc) -> Self;
     fn slice(buffer: &Buffer) -> Option<&[Self]>;
     fn slice_mut(buffer: &mut Buffer) -> Option<&mut [Self]>;
+    fn vec(buffer: Buffer) -> Option<Vec<Self>>;
     fn buffer(data: Vec<Self>) -> Buffer;
 }
 
@@ -84,6 +85,12 @@ macro_rules! element {
                 }
             }
             fn slice_mut(buffer: &mut Buffer) -> Option<&mut [Self]> {
+                match buffer {
+                    Buffer::$dtype(v) => Some(v),
+                    _ => None,
+                }
+            }
+            fn vec(buffer: Buffer) -> Option<Vec<Self>> {
                 match buffer {
                     Buffer::$dtype(v) => Some(v),
                     _ => None,

@@ -60,7 +60,13 @@ impl Key {
     /// Uniform in [0, 1) with 24 bits, for element `index`.
     #[inline]
     pub fn uniform(self, index: u64) -> f64 {
-        (self.word(index) >> 8) as f64 * (1.0 / 16_777_216.0)
+        Key::uniform_of(self.word(index))
+    }
+
+    /// The uniform number that a word stands for.
+    #[inline]
+    pub(crate) fn uniform_of(word: u32) -> f64 {
+        (word >> 8) as f64 * (1.0 / 16_777_216.0)
     }
 
     /// Standard normal for element `index` (Box-Muller; neighbours share a pair of words).

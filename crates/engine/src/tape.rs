@@ -26,6 +26,11 @@ impl Var {
     pub(crate) fn source(&self) -> Source {
         Source(self.node)
     }
+    /// Another value whose gradient is this one's, unchanged: this value plus something constant.
+    pub(crate) fn shifted(&self, value: Tensor) -> Var {
+        debug_assert_eq!(value.shape(), self.value.shape());
+        Var { value, node: self.node }
+    }
 }
 
 /// Where an op's input came from: what a backward needs of an input whose value it does not need.

@@ -174,13 +174,53 @@ impl Tensor {
         })
     }
 
+    /// The elements in the type `R`; their storage itself if it's of that type and no other tensor shares it.
+    pub(crate) fn into_reals<R: Real>(self) -> Vec<R> {
+        if self.dtype() != R::DTYPE {
+            return self.reals::<R>().into_owned();
+        }
+        let Storage::Cpu(buffer) = self.storage;
+        let buffer = Arc::try_unwrap(buffer).map_err(|b| R::slice(&b).map(|s| map_to_vec(s, |x| x)));
+        match buffer {
+            Ok(buffer) => R::vec(buffer),
+            Err(copy) => copy,
+        }
+        .unwrap_or_default()
+    }
+
     /// A tensor of type `dtype` from computed reals, rounded once.
     pub(crate) fn from_reals<R: Real>(data: Vec<R>, shape: &[usize], dtype: DType) -> Tensor {
+        match dtype == R::DTYPE {
+            true => Tensor::new(data, shape),
+            false => Tensor::from_slice(&data, shape, dtype),
+        }
+    }
+
+    /// The same for reals that stay where they are.
+    pub(crate) fn from_slice<R: Real>(data: &[R], shape: &[usize], dtype: DType) -> Tensor {
+        dispatch!(dtype, E => Tensor::new(map_to_vec(data, round::<R, E>), shape))
+    }
+
+    /// [`Tensor::from_reals`] of a matrix after `finish(i, row i)`, in the same pass over memory.
+    pub(crate) fn from_rows<R: Real>(
+        mut data: Vec<R>,
+        shape: [usize; 2],
+        dtype: DType,
+        finish: impl Fn(usize, &mut [R]) + Sync,
+    ) -> Tensor {
+        let cols = shape[1].max(1);
+        let rows = data.par_chunks_mut(cols).enumerate();
         if dtype == R::DTYPE {
-            return Tensor::new(data, shape);
+            rows.for_each(|(i, row)| finish(i, row));
+            return Tensor::new(data, &shape);
         }
         dispatch!(dtype, E => {
-            Tensor::new(map_to_vec::<R, E>(&data, |x| E::from_acc(<E as Element>::Acc::of(x.f64()))), shape)
+            let mut out = vec![E::default(); shape[0] * shape[1]];
+            rows.zip(out.par_chunks_mut(cols)).for_each(|((i, row), out)| {
+                finish(i, row);
+                out.iter_mut().zip(row).for_each(|(o, &mut x)| *o = round(x));
+            });
+            Tensor::new(out, &shape)
         })
     }
 
@@ -250,6 +290,12 @@ impl Tensor {
             Ok(Tensor::new(out, &[rows.len(), d]))
         })
     }
+}
+
+/// A real in a storage type.
+#[inline(always)]
+fn round<R: Real, E: Element>(x: R) -> E {
+    E::from_acc(<E as Element>::Acc::of(x.f64()))
 }
 
 /// A parallel elementwise map into a new vector.

@@ -3,8 +3,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use crate::error::{Error, Result, check_shape};
 use crate::gemm::{Mat, MatMut, Threads, matmul};
+use crate::ops::column_sums;
 use crate::param::{ParamId, Params};
 use crate::{Real, Tensor};
 
@@ -31,6 +34,35 @@ impl FrozenWeight {
     pub fn bytes(&self) -> usize {
         match self {
             FrozenWeight::Dense(t) => t.bytes(),
+        }
+    }
+
+    /// ‖row‖² by row of W `[out, in]`, `[out]`: what DoRA's norms of an adapted linear layer start from.
+    pub fn row_squares(&self) -> Vec<f64> {
+        let mut squares = Vec::new();
+        self.for_each_block(|block, cols| {
+            squares.par_extend(block.par_chunks(cols).map(|row| row.iter().map(|x| x * x).sum::<f64>()));
+        });
+        squares
+    }
+
+    /// ‖column‖² by column of W `[out, in]`, `[in]`: the same for an adapted embedding.
+    pub fn column_squares(&self) -> Vec<f64> {
+        let mut squares = Vec::new();
+        self.for_each_block(|block, cols| {
+            let of_block = column_sums(&crate::tensor::map_to_vec(block, |x| x * x), cols);
+            squares.resize(cols, 0.0);
+            squares.iter_mut().zip(of_block).for_each(|(s, b)| *s += b);
+        });
+        squares
+    }
+
+    /// Calls `f` with blocks of rows from first to last, in f64, and the length of a row.
+    fn for_each_block(&self, mut f: impl FnMut(&[f64], usize)) {
+        let cols = self.shape().last().copied().unwrap_or(1).max(1);
+        let rows = self.shape().iter().product::<usize>() / cols;
+        for start in (0..rows).step_by(BLOCK_ROWS) {
+            f(&self.rows_as::<f64>(start, rows.min(start + BLOCK_ROWS)), cols);
         }
     }
 
@@ -86,7 +118,7 @@ impl Weight {
 
 /// Products with a weight in the type `R`; the only way ops use a matrix weight.
 impl FrozenWeight {
-    fn matrix(&self, op: &'static str) -> Result<(usize, usize)> {
+    pub(crate) fn matrix(&self, op: &'static str) -> Result<(usize, usize)> {
         match self.shape() {
             &[rows, cols] => Ok((rows, cols)),
             other => Err(Error::Shape {
@@ -100,23 +132,31 @@ impl FrozenWeight {
 
     /// y `[n, out]` = x `[n, in]` · Wᵀ.
     pub(crate) fn times_transposed<R: Real>(&self, x: &[R], n: usize) -> Result<Vec<R>> {
+        Ok(self.times_transposed_each(&[(x, n)])?.pop().unwrap_or_default())
+    }
+
+    /// x · Wᵀ for several x `[n, in]`, each with its n; W is decoded once for all of them.
+    pub(crate) fn times_transposed_each<R: Real>(&self, inputs: &[(&[R], usize)]) -> Result<Vec<Vec<R>>> {
         let (rows, cols) = self.matrix("linear")?;
-        let mut y = vec![R::zero(); n * rows];
+        let mut products: Vec<Vec<R>> = inputs.iter().map(|(_, n)| vec![R::zero(); n * rows]).collect();
         let mut start = 0;
         while start < rows {
             let end = rows.min(start + self.block_rows::<R>());
             let w = self.rows_as::<R>(start, end);
-            matmul(
-                MatMut::strided(&mut y[start..], n, end - start, rows),
-                Mat::new(x, n, cols),
-                Mat::new(&w, end - start, cols).t(),
-                R::one(),
-                R::zero(),
-                Threads::All,
-            );
+            for (y, &(x, n)) in products.iter_mut().zip(inputs) {
+                let y = y.get_mut(start..).unwrap_or_default();
+                matmul(
+                    MatMut::strided(y, n, end - start, rows),
+                    Mat::new(x, n, cols),
+                    Mat::new(&w, end - start, cols).t(),
+                    R::one(),
+                    R::zero(),
+                    Threads::All,
+                );
+            }
             start = end;
         }
-        Ok(y)
+        Ok(products)
     }
 
     /// dx `[n, in]` = dy `[n, out]` · W.

@@ -1,13 +1,20 @@
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
+use super::Lora;
+use super::linear::{Factors, Scale, scale_gradient};
 use crate::error::Result;
 use crate::tape::{Backward, Sink, Tape, Var};
-use crate::{DType, ParamId, Real, Tensor, Weight, dispatch_real};
+use crate::{DType, FrozenWeight, Params, Real, Tensor, Weight, dispatch_real};
 
 struct EmbeddingBackward {
     ids: Arc<[u32]>,
-    table: ParamId,
-    rows: usize,
+    table: Weight,
+    lora: Option<Lora>,
+    /// g and 1/norm, both `[hidden]`, with DoRA.
+    dora: Option<[Tensor; 2]>,
+    scale: f64,
 }
 
 impl Backward for EmbeddingBackward {
@@ -15,46 +22,126 @@ impl Backward for EmbeddingBackward {
         "embedding"
     }
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
-        let grad = dispatch_real!(dy.dtype(), R => {
-            let d = dy.cols();
-            let dys = dy.reals::<R>();
-            let mut table = vec![R::of(0.0); self.rows * d];
-            // In the order of the tokens, so that the sums of a repeated id have a fixed order.
-            for (row, &id) in dys.chunks_exact(d).zip(self.ids.iter()) {
-                let t = &mut table[id as usize * d..][..d];
-                t.iter_mut().zip(row).for_each(|(t, &v)| *t += v);
-            }
-            Tensor::new(table, &[self.rows, d])
-        });
-        grads.add_param(self.table, grad)
+        dispatch_real!(dy.dtype(), R => self.run::<R>(dy, grads))
     }
 }
 
-/// Rows of the table `[vocabulary, hidden]` by token id: `[tokens, hidden]` in type `dtype`.
+impl EmbeddingBackward {
+    fn run<R: Real>(self, mut dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
+        let (n, d) = (dy.rows(), dy.cols());
+        if self.scale != 1.0 {
+            dy.scale_assign(self.scale);
+        }
+        let w = self.table.resolve(grads.params);
+        let vocabulary = w.shape()[0];
+        let mut dz = dy.into_reals::<R>();
+        if let Some(lora) = &self.lora {
+            let f = lora.factors::<R>(grads.params, [d, vocabulary])?;
+            let h = picked(&f, &self.ids);
+            if let (Some(dora), Some([g, inverse_norm])) = (&lora.dora, &self.dora) {
+                let mut u = w.gather::<R>(&self.ids)?;
+                f.add_up(&h, n, &mut u);
+                let mut dm = scale_gradient(&mut dz, &u, g.slice::<R>()?);
+                dm.iter_mut().zip(inverse_norm.slice::<R>()?).for_each(|(d, &i)| *d *= i);
+                grads.add_param(dora.magnitude, Tensor::new(dm, &[d]))?;
+            }
+            let mut db = vec![R::zero(); d * f.r];
+            let dh = f.up_backward(&dz, &h, n, &mut db);
+            grads.add_param(lora.b, Tensor::new(db, &[d, f.r]))?;
+            grads.add_param(lora.a, scattered(&f, &self.ids, &dh))?;
+        }
+        let Some(table) = self.table.param() else { return Ok(()) };
+        let mut dtable = vec![R::zero(); vocabulary * d];
+        // In the order of the tokens, so that the sums of a repeated id have a fixed order.
+        for (row, &id) in dz.chunks_exact(d).zip(self.ids.iter()) {
+            let t = &mut dtable[id as usize * d..][..d];
+            t.iter_mut().zip(row).for_each(|(t, &v)| *t += v);
+        }
+        grads.add_param(table, Tensor::new(dtable, &[vocabulary, d]))
+    }
+}
+
+/// h `[tokens, r]`: the columns of A `[r, vocabulary]` that the ids name. The ids are known to be in range.
+fn picked<R: Real>(f: &Factors<'_, R>, ids: &[u32]) -> Vec<R> {
+    let mut h = vec![R::zero(); ids.len() * f.r];
+    h.par_chunks_mut(f.r.max(1)).zip(ids).for_each(|(h, &id)| {
+        h.iter_mut().enumerate().for_each(|(k, h)| *h = f.a[k * f.cols + id as usize]);
+    });
+    h
+}
+
+/// dA `[r, vocabulary]`: dh `[tokens, r]` summed into the columns it came from, in the order of the tokens.
+fn scattered<R: Real>(f: &Factors<'_, R>, ids: &[u32], dh: &[R]) -> Tensor {
+    let mut da = vec![R::zero(); f.r * f.cols];
+    da.par_chunks_mut(f.cols.max(1)).enumerate().for_each(|(k, da)| {
+        ids.iter().enumerate().for_each(|(i, &id)| da[id as usize] += dh[i * f.r + k]);
+    });
+    Tensor::new(da, &[f.r, f.cols])
+}
+
+/// Rows of the table E `[vocabulary, hidden]` by token id: `[tokens, hidden]` in type `dtype`, times `scale` (the
+/// model's own: Gemma's √hidden, elsewhere 1).
 ///
-/// The gradient of a trained table sums dy over the places where a row was used. Saved: the ids.
+/// With an adapter y = scale·u and u = E[id] + s·A[:, id]ᵀ·Bᵀ, with A `[r, vocabulary]`, B `[hidden, r]`; with DoRA
+/// y = scale·g∘u and g = m / [`column_norms`](super::column_norms), m `[hidden]`. PEFT has no dropout here: the adapter's is
+/// ignored, and no random key is taken for it.
+///
+/// With dz = scale·g∘dy: a trained table and A sum dz and dh = s·dz·B over the places where a row or column was used;
+/// dB = s·dzᵀ·h with h = A[:, id]ᵀ; dm = scale·Σ dy∘u / norm, the norm being a constant. Saved: the ids; u and h are
+/// looked up again.
 ///
 /// # Errors
-/// If an id is not in the vocabulary.
+/// If an id is not in the vocabulary, shapes do not fit, or the table is trained and has a DoRA.
 pub fn embedding(
     tape: &mut Tape<'_>,
     ids: &Arc<[u32]>,
     table: &Weight,
-    lora: Option<&super::Lora>,
+    lora: Option<&Lora>,
     scale: f64,
     dtype: DType,
 ) -> Result<Var> {
-    if lora.is_some() || scale != 1.0 {
-        return Err(crate::Error::Invalid("adapters on the embedding are not there yet".into()));
-    }
     let w = table.resolve(tape.params());
-    let d = w.shape().get(1).copied().unwrap_or(0);
-    let y = dispatch_real!(dtype, R => Tensor::from_reals(w.gather::<R>(ids)?, &[ids.len(), d], dtype));
-    let id = table.param();
-    Ok(match id {
-        Some(table) => {
-            tape.record(y, true, || EmbeddingBackward { ids: ids.clone(), table, rows: w.shape()[0] })
+    let (y, dora) =
+        dispatch_real!(dtype, R => forward::<R>(tape.params(), ids, table, &w, lora, scale, dtype)?);
+    if lora.is_none() && table.param().is_none() {
+        return Ok(tape.constant(y));
+    }
+    Ok(tape.record(y, true, || EmbeddingBackward {
+        ids: ids.clone(),
+        table: table.clone(),
+        lora: lora.cloned(),
+        dora,
+        scale,
+    }))
+}
+
+fn forward<R: Real>(
+    params: &Params,
+    ids: &[u32],
+    table: &Weight,
+    w: &FrozenWeight,
+    lora: Option<&Lora>,
+    scale: f64,
+    dtype: DType,
+) -> Result<(Tensor, Option<[Tensor; 2]>)> {
+    let (vocabulary, d) = w.matrix("embedding")?;
+    let mut u = w.gather::<R>(ids)?;
+    let mut dora = None;
+    if let Some(lora) = lora {
+        let f = lora.factors::<R>(params, [d, vocabulary])?;
+        f.add_up(&picked(&f, ids), ids.len(), &mut u);
+        if let Some(magnitudes) = &lora.dora {
+            magnitudes.check_frozen("embedding", table)?;
+            let cross = if magnitudes.wants_cross() { w.times(f.a, f.r)? } else { Vec::new() };
+            dora = Some(magnitudes.scale(params, &f, &cross)?);
         }
-        None => tape.constant(y),
-    })
+    }
+    let s = R::of(scale);
+    let y = Tensor::from_rows(u, [ids.len(), d], dtype, |_, y| match &dora {
+        Some(Scale { g, .. }) => y.iter_mut().zip(g).for_each(|(y, &g)| *y *= g * s),
+        None if scale != 1.0 => y.iter_mut().for_each(|y| *y *= s),
+        None => {}
+    });
+    let dora = dora.map(|Scale { g, inverse_norm }| [Tensor::new(g, &[d]), Tensor::new(inverse_norm, &[d])]);
+    Ok((y, dora))
 }

@@ -21,6 +21,7 @@ pub use add::add;
 pub use attention::{AttentionConfig, Documents, KvCache, attention, attention_cached};
 pub use cast::cast;
 pub use embedding::embedding;
+pub(crate) use linear::column_sums;
 pub use linear::{Dora, Dropout, Lora, RowNorm, column_norms, linear, row_norms};
 pub use loss::{IGNORE, LossOutput, linear_cross_entropy};
 pub use noise::uniform_noise;

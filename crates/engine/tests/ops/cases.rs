@@ -7,7 +7,7 @@ use loratune_engine::{Error, Tape, Tensor, Var, Weight};
 
 use crate::harness::{Case, Inputs};
 
-fn case(
+pub fn case(
     name: impl Into<String>,
     inputs: &[(&'static str, &[usize])],
     build: impl Fn(&mut Tape<'_>, &Inputs) -> Result<Var, Error> + Send + Sync + 'static,
@@ -20,8 +20,19 @@ fn case(
 }
 
 pub fn all() -> Vec<Case> {
-    let groups =
-        [add(), cast(), rms_norm(), rope(), attention(), silu_mul(), embedding(), linear(), loss(), shared()];
+    let groups = [
+        add(),
+        cast(),
+        rms_norm(),
+        rope(),
+        attention(),
+        silu_mul(),
+        embedding(),
+        linear(),
+        loss(),
+        shared(),
+        crate::adapter_cases::all(),
+    ];
     groups.into_iter().flatten().collect()
 }
 
@@ -118,7 +129,7 @@ fn embedding() -> Vec<Case> {
 }
 
 /// A frozen matrix, deterministic and representable in bf16.
-fn frozen(rows: usize, cols: usize, i: &Inputs) -> Weight {
+pub fn frozen(rows: usize, cols: usize, i: &Inputs) -> Weight {
     let data: Vec<f64> = (0..rows * cols).map(|j| ((j * 37 % 19) as f64 - 9.0) / 16.0).collect();
     Weight::dense(Tensor::from_vec(data, &[rows, cols]).unwrap().to_dtype(i.dtype()))
 }

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use loratune_engine::ops::{self, AdamW, AttentionConfig, Documents, Dropout, Lora, RopeTable};
+use loratune_engine::ops::{
+    self, AdamW, AttentionConfig, Documents, Dora, Dropout, Lora, RopeTable, RowNorm,
+};
 use loratune_engine::{DType, Gradients, Mode, ParamId, Params, Tape, Tensor, Var, Weight};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -89,6 +91,23 @@ impl Golden<'_> {
         assert!(error < tolerance || tiny, "{} {name} in {}: off by {error:e}", self.label(), self.dtype);
     }
 
+    fn compare_norms(&self, norms: &[f64]) {
+        self.compare("norms", &Tensor::from_vec(norms.to_vec(), &[norms.len()]).unwrap());
+    }
+
+    /// The case's adapter over a frozen weight, with its mask if it has one and its norms recomputed.
+    fn adapter(&self, p: &dyn Fn(&str) -> ParamId, weight: &Weight, dora: bool, embedding: bool) -> Lora {
+        let Weight::Frozen(w) = weight else { unreachable!() };
+        let squares = if embedding { w.column_squares() } else { w.row_squares() };
+        let dora =
+            dora.then(|| Dora { magnitude: p("m"), norm: RowNorm::Recomputed { squares: squares.into() } });
+        let dropout = match self.case["params"]["dropout"].as_f64() {
+            Some(rate) if rate > 0.0 => Dropout::Mask(self.floats("mask")),
+            _ => Dropout::None,
+        };
+        Lora { a: p("a"), b: p("b"), scaling: self.param("scale"), dropout, dora }
+    }
+
     fn run(&self) {
         match self.op() {
             "rms_norm" => self.check(&["x", "weight"], |t, p| {
@@ -139,17 +158,49 @@ impl Golden<'_> {
             }
             "lora_linear" => self.check(&["x", "a", "b"], |t, p| {
                 let x = t.param(p("x"));
+                let w = Weight::dense(self.floats("w"));
                 let bias = self.case["params"]["bias"]
                     .as_bool()
                     .unwrap()
                     .then(|| Weight::dense(self.floats("bias")));
-                let dropout = match self.param("dropout") > 0.0 {
-                    true => Dropout::Mask(self.floats("mask")),
-                    false => Dropout::None,
-                };
-                let lora = Lora { a: p("a"), b: p("b"), scaling: self.param("scale"), dropout, dora: None };
-                ops::linear(t, &x, &Weight::dense(self.floats("w")), bias.as_ref(), Some(&lora)).unwrap()
+                let lora = self.adapter(p, &w, false, false);
+                ops::linear(t, &x, &w, bias.as_ref(), Some(&lora)).unwrap()
             }),
+            "dora_linear" => {
+                let bias = self.case["params"]["bias"].as_bool().unwrap();
+                let names = ["x", "a", "b", "m", "bias"];
+                self.check(&names[..4 + bias as usize], |t, p| {
+                    let (x, w) = (t.param(p("x")), Weight::dense(self.floats("w")));
+                    let lora = self.adapter(p, &w, true, false);
+                    self.compare_norms(&ops::row_norms(t.params(), &w, &lora).unwrap());
+                    let bias = bias.then(|| Weight::Param(p("bias")));
+                    ops::linear(t, &x, &w, bias.as_ref(), Some(&lora)).unwrap()
+                })
+            }
+            "adapted_embedding" => {
+                let dora = self.case["params"]["dora"].as_bool().unwrap();
+                self.check(&["a", "b", "m"][..2 + dora as usize], |t, p| {
+                    let ids: Arc<[u32]> = self.ints("ids").iter().map(|&i| i as u32).collect();
+                    let table = Weight::dense(self.floats("table"));
+                    let lora = self.adapter(p, &table, dora, true);
+                    if dora {
+                        self.compare_norms(&ops::column_norms(t.params(), &table, &lora).unwrap());
+                    }
+                    ops::embedding(t, &ids, &table, Some(&lora), self.param("embed_scale"), self.dtype)
+                        .unwrap()
+                })
+            }
+            "adapted_linear_cross_entropy" => {
+                let dora = self.case["params"]["dora"].as_bool().unwrap();
+                self.check(&["hidden", "a", "b", "m"][..3 + dora as usize], |t, p| {
+                    let targets: Vec<i32> = self.ints("targets").iter().map(|&i| i as i32).collect();
+                    let (x, head) = (t.param(p("hidden")), Weight::dense(self.floats("head")));
+                    let lora = self.adapter(p, &head, dora, false);
+                    let out = ops::linear_cross_entropy(t, &x, &head, Some(&lora), &targets).unwrap();
+                    assert_eq!(out.tokens, self.size("trained"));
+                    out.loss
+                })
+            }
             "linear_cross_entropy" => self.check(&["hidden", "head"], |t, p| {
                 let targets: Vec<i32> = self.ints("targets").iter().map(|&i| i as i32).collect();
                 let x = t.param(p("hidden"));
@@ -230,5 +281,5 @@ fn ops_equal_pytorch() {
         }
     }
     let ops: HashSet<&str> = cases.iter().map(|c| c["op"].as_str().unwrap()).collect();
-    assert_eq!(ops.len(), 10, "{ops:?}");
+    assert_eq!(ops.len(), 13, "{ops:?}");
 }

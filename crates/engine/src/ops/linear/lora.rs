@@ -2,13 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::Dora;
+use super::{Dora, Input};
 use crate::error::{Result, check_shape};
 use crate::gemm::{Mat, MatMut, Threads, matmul};
 use crate::rng::Key;
 use crate::tape::{Sink, Tape};
-use crate::tensor::CHUNK;
-use crate::{ParamId, Real, Tensor};
+use crate::tensor::{CHUNK, zip_mut};
+use crate::{ParamId, Params, Real, Tensor};
 
 /// Dropout on the input of the adapter's branch (the base branch sees the input as it is).
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ pub enum Dropout {
 
 /// A low-rank adapter of a linear layer: y += s · (drop(x) · Aᵀ) · Bᵀ, with A `[r, in]`, B `[out, r]`.
 ///
-/// With h = drop(x)·Aᵀ `[n, r]` saved and g = s·dy·B `[n, r]`: dB = s·dyᵀ·h, dA = gᵀ·drop(x), dx += drop'(g·A).
+/// With h = drop(x)·Aᵀ `[n, r]` saved and dh = s·dy·B `[n, r]`: dB = s·dyᵀ·h, dA = dhᵀ·drop(x), dx += drop'(dh·A).
 #[derive(Clone, Debug)]
 pub struct Lora {
     pub a: ParamId,
@@ -35,111 +35,198 @@ pub struct Lora {
     pub dora: Option<Dora>,
 }
 
-#[derive(Clone)]
-enum Mask {
-    None,
-    Random(Key, f64),
-    Given(Tensor),
-}
-
-pub(super) struct LoraSaved {
-    lora: Lora,
-    mask: Mask,
-    h: Tensor,
-}
-
 impl Lora {
-    /// Adds the branch to `y` `[n, out]`. `shape` is W's `[out, in]`.
-    pub(super) fn forward<R: Real>(
+    /// A and B as they are now, for a weight of shape `[out, in]`.
+    pub(crate) fn factors<'p, R: Real>(
         &self,
-        tape: &mut Tape<'_>,
-        x: &[R],
-        n: usize,
-        y: &mut [R],
-        shape: [usize; 2],
-    ) -> Result<LoraSaved> {
-        let [out, cols] = shape;
-        let (a, b) = (tape.params().value(self.a), tape.params().value(self.b));
+        params: &'p Params,
+        [out, cols]: [usize; 2],
+    ) -> Result<Factors<'p, R>> {
+        let (a, b) = (params.value(self.a), params.value(self.b));
         let r = a.rows();
         check_shape("lora", "A [r, in]", a.shape(), &[r, cols])?;
         check_shape("lora", "B [out, r]", b.shape(), &[out, r])?;
-        let mask = match &self.dropout {
+        Ok(Factors { a: a.slice()?, b: b.slice()?, r, cols, out, s: R::of(self.scaling) })
+    }
+
+    /// The mask of this pass for an input `[n, cols]`; a site of random dropout takes one key of the tape's.
+    pub(crate) fn mask(&self, tape: &mut Tape<'_>, n: usize, cols: usize) -> Result<Mask> {
+        Ok(match &self.dropout {
             Dropout::Random(p) if *p > 0.0 => tape.next_key().map_or(Mask::None, |key| Mask::Random(key, *p)),
             Dropout::Mask(m) => {
                 check_shape("lora", "dropout mask", m.shape(), &[n, cols])?;
                 Mask::Given(m.clone())
             }
             _ => Mask::None,
-        };
-        let dropped = mask.dropped(x);
-        let mut h = vec![R::zero(); n * r];
-        matmul(
-            MatMut::new(&mut h, n, r),
-            Mat::new(dropped.as_deref().unwrap_or(x), n, cols),
-            Mat::new(a.slice::<R>()?, r, cols).t(),
-            R::one(),
-            R::zero(),
-            Threads::All,
-        );
-        matmul(
-            MatMut::new(y, n, out),
-            Mat::new(&h, n, r),
-            Mat::new(b.slice::<R>()?, out, r).t(),
-            R::of(self.scaling),
-            R::one(),
-            Threads::All,
-        );
-        Ok(LoraSaved { lora: self.clone(), mask, h: Tensor::new(h, &[n, r]) })
+        })
     }
+}
+
+/// The factors of one adapter, and the four products that forward and backward are made of.
+pub(crate) struct Factors<'p, R> {
+    pub a: &'p [R],
+    pub b: &'p [R],
+    pub r: usize,
+    pub cols: usize,
+    pub out: usize,
+    pub s: R,
+}
+
+impl<'p, R: Real> Factors<'p, R> {
+    pub fn a(&self) -> Mat<'p, R> {
+        Mat::new(self.a, self.r, self.cols)
+    }
+
+    pub fn b(&self) -> Mat<'p, R> {
+        Mat::new(self.b, self.out, self.r)
+    }
+
+    /// h `[n, r]` = x `[n, in]` · Aᵀ.
+    pub fn down(&self, x: &[R], n: usize) -> Vec<R> {
+        let mut h = vec![R::zero(); n * self.r];
+        let (c, x) = (MatMut::new(&mut h, n, self.r), Mat::new(x, n, self.cols));
+        matmul(c, x, self.a().t(), R::one(), R::zero(), Threads::All);
+        h
+    }
+
+    /// y `[n, out]` += s·h·Bᵀ.
+    pub fn add_up(&self, h: &[R], n: usize, y: &mut [R]) {
+        let (c, h) = (MatMut::new(y, n, self.out), Mat::new(h, n, self.r));
+        matmul(c, h, self.b().t(), self.s, R::one(), Threads::All);
+    }
+
+    /// dB `[out, r]` += s·dyᵀ·h; the result is dh `[n, r]` = s·dy·B.
+    pub fn up_backward(&self, dy: &[R], h: &[R], n: usize, db: &mut [R]) -> Vec<R> {
+        let dy = Mat::new(dy, n, self.out);
+        let c = MatMut::new(db, self.out, self.r);
+        matmul(c, dy.t(), Mat::new(h, n, self.r), self.s, R::one(), Threads::All);
+        let mut dh = vec![R::zero(); n * self.r];
+        matmul(MatMut::new(&mut dh, n, self.r), dy, self.b(), self.s, R::zero(), Threads::All);
+        dh
+    }
+
+    /// dA `[r, in]` = dhᵀ·x.
+    pub fn da(&self, dh: &[R], x: &[R], n: usize) -> Tensor {
+        let mut da = vec![R::zero(); self.r * self.cols];
+        let (dh, x) = (Mat::new(dh, n, self.r), Mat::new(x, n, self.cols));
+        matmul(MatMut::new(&mut da, self.r, self.cols), dh.t(), x, R::one(), R::zero(), Threads::All);
+        Tensor::new(da, &[self.r, self.cols])
+    }
+
+    /// dx `[n, in]` += dh·A.
+    pub fn add_dx(&self, dh: &[R], n: usize, dx: &mut [R]) {
+        let (c, dh) = (MatMut::new(dx, n, self.cols), Mat::new(dh, n, self.r));
+        matmul(c, dh, self.a(), R::one(), R::one(), Threads::All);
+    }
+}
+
+pub(super) struct LoraSaved {
+    pub lora: Lora,
+    pub mask: Mask,
+    pub h: Tensor,
+}
+
+/// y `[n, out]` = x·Wᵀ + s·(drop(x)·Aᵀ)·Bᵀ.
+pub(super) fn forward<R: Real>(
+    lora: &Lora,
+    tape: &mut Tape<'_>,
+    input: &Input<'_, R>,
+) -> Result<(Vec<R>, LoraSaved)> {
+    let &Input { x, n, weight, shape } = input;
+    let f = lora.factors::<R>(tape.params(), shape)?;
+    let mask = lora.mask(tape, n, f.cols)?;
+    let mut y = weight.times_transposed(x, n)?;
+    let h = f.down(mask.dropped(x).as_deref().unwrap_or(x), n);
+    f.add_up(&h, n, &mut y);
+    Ok((y, LoraSaved { lora: lora.clone(), mask, h: Tensor::new(h, &[n, f.r]) }))
 }
 
 impl LoraSaved {
-    pub(super) fn backward<R: Real>(
+    /// Adds dA and dB; the result is dx if it's wanted.
+    pub fn backward<R: Real>(
         self,
-        x: &[R],
+        input: &Input<'_, R>,
         dy: &[R],
-        n: usize,
-        dx: Option<&mut [R]>,
+        want_dx: bool,
         grads: &mut Sink<'_>,
-    ) -> Result<()> {
-        let (a, b) = (grads.params.value(self.lora.a), grads.params.value(self.lora.b));
-        let (r, cols, out) = (a.rows(), a.cols(), b.rows());
-        let (s, one, zero) = (R::of(self.lora.scaling), R::one(), R::zero());
-        let dy = || Mat::new(dy, n, out);
-
-        let mut db = vec![zero; out * r];
-        let h = self.h.slice::<R>()?;
-        matmul(MatMut::new(&mut db, out, r), dy().t(), Mat::new(h, n, r), s, zero, Threads::All);
-
-        let mut g = vec![zero; n * r];
-        let b = Mat::new(b.slice::<R>()?, out, r);
-        matmul(MatMut::new(&mut g, n, r), dy(), b, s, zero, Threads::All);
-
-        let mut da = vec![zero; r * cols];
-        let dropped = self.mask.dropped(x);
-        let x = Mat::new(dropped.as_deref().unwrap_or(x), n, cols);
-        matmul(MatMut::new(&mut da, r, cols), Mat::new(&g, n, r).t(), x, one, zero, Threads::All);
-
-        if let Some(dx) = dx {
-            let (g, a) = (Mat::new(&g, n, r), Mat::new(a.slice::<R>()?, r, cols));
-            match &self.mask {
-                Mask::None => matmul(MatMut::new(dx, n, cols), g, a, one, one, Threads::All),
-                mask => {
-                    let mut branch = vec![zero; n * cols];
-                    matmul(MatMut::new(&mut branch, n, cols), g, a, one, zero, Threads::All);
-                    let branch = mask.dropped(&branch).unwrap_or(branch);
-                    crate::tensor::zip_mut(dx, &branch, |d, &b| *d += b);
-                }
-            }
+    ) -> Result<Option<Vec<R>>> {
+        let &Input { n, weight, shape, .. } = input;
+        let f = self.lora.factors::<R>(grads.params, shape)?;
+        let dh = self.factor_gradients(&f, input, dy, grads)?;
+        if !want_dx {
+            return Ok(None);
         }
-        grads.add_param(self.lora.a, Tensor::new(da, &[r, cols]))?;
-        grads.add_param(self.lora.b, Tensor::new(db, &[out, r]))
+        let mut dx = weight.times(dy, n)?;
+        self.mask.add_dx(&f, &dh, n, &mut dx);
+        Ok(Some(dx))
+    }
+
+    /// Adds dA and dB for the gradient `dy` of the branch's output; the result is dh `[n, r]`.
+    pub fn factor_gradients<R: Real>(
+        &self,
+        f: &Factors<'_, R>,
+        &Input { x, n, .. }: &Input<'_, R>,
+        dy: &[R],
+        grads: &mut Sink<'_>,
+    ) -> Result<Vec<R>> {
+        let mut db = vec![R::zero(); f.out * f.r];
+        let dh = f.up_backward(dy, self.h.slice()?, n, &mut db);
+        let da = f.da(&dh, self.mask.dropped(x).as_deref().unwrap_or(x), n);
+        grads.add_param(self.lora.a, da)?;
+        grads.add_param(self.lora.b, Tensor::new(db, &[f.out, f.r]))?;
+        Ok(dh)
     }
 }
 
+/// The dropout of one pass.
+#[derive(Clone)]
+pub(crate) enum Mask {
+    None,
+    Random(Key, f64),
+    Given(Tensor),
+}
+
 impl Mask {
+    pub fn is_none(&self) -> bool {
+        matches!(self, Mask::None)
+    }
+
+    /// The mask of some of the rows: a given mask's own; random numbers are counted over the picked rows.
+    pub fn of_rows(self, rows: &[usize]) -> Result<Mask> {
+        Ok(match self {
+            Mask::Given(m) => Mask::Given(m.select_rows(rows)?),
+            other => other,
+        })
+    }
+
+    /// dx += drop'(dh·A).
+    pub fn add_dx<R: Real>(&self, f: &Factors<'_, R>, dh: &[R], n: usize, dx: &mut [R]) {
+        if self.is_none() {
+            return f.add_dx(dh, n, dx);
+        }
+        let mut branch = vec![R::zero(); dx.len()];
+        f.add_dx(dh, n, &mut branch);
+        let branch = self.dropped(&branch).unwrap_or(branch);
+        zip_mut(dx, &branch, |d, &b| *d += b);
+    }
+
+    /// DoRA's dx = clean + drop'(scaled + dh·A − clean), with clean = dy·W and scaled = (g∘dy)·W.
+    pub fn dx_of_scaled<R: Real>(
+        &self,
+        f: &Factors<'_, R>,
+        dh: &[R],
+        mut clean: Vec<R>,
+        mut scaled: Vec<R>,
+    ) -> Vec<R> {
+        f.add_dx(dh, scaled.len() / f.cols.max(1), &mut scaled);
+        zip_mut(&mut scaled, &clean, |s, &c| *s = *s - c);
+        let scaled = self.dropped(&scaled).unwrap_or(scaled);
+        zip_mut(&mut clean, &scaled, |c, &s| *c += s);
+        clean
+    }
+
     /// x times the mask, or `None` when there is no mask.
-    fn dropped<R: Real>(&self, x: &[R]) -> Option<Vec<R>> {
+    pub fn dropped<R: Real>(&self, x: &[R]) -> Option<Vec<R>> {
         match self {
             Mask::None => None,
             Mask::Given(m) => Some(m.reals::<R>().iter().zip(x).map(|(&m, &x)| m * x).collect()),

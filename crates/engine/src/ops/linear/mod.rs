@@ -6,12 +6,31 @@ mod lora;
 pub use dora::{Dora, RowNorm, column_norms, row_norms};
 pub use lora::{Dropout, Lora};
 
+pub(crate) use dora::{Scale, difference, scale_gradient};
+pub(crate) use lora::{Factors, Mask};
+
+use dora::DoraSaved;
 use lora::LoraSaved;
 
 use crate::error::{Error, Result};
 use crate::gemm::{Mat, MatMut, Threads, matmul};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
-use crate::{DType, ParamId, Real, Tensor, Weight, dispatch_real};
+use crate::{DType, FrozenWeight, ParamId, Real, Tensor, Weight, dispatch_real};
+
+/// What a forward variant and its backward compute from: x `[n, in]` and W `shape` = `[out, in]`.
+struct Input<'a, R> {
+    x: &'a [R],
+    n: usize,
+    weight: &'a FrozenWeight,
+    shape: [usize; 2],
+}
+
+/// What a variant's backward needs besides x and W.
+enum Variant {
+    Plain,
+    Lora(LoraSaved),
+    Dora(DoraSaved),
+}
 
 struct LinearBackward {
     x_source: Source,
@@ -20,7 +39,7 @@ struct LinearBackward {
     dtype: DType,
     weight: Weight,
     bias: Option<ParamId>,
-    lora: Option<LoraSaved>,
+    variant: Variant,
 }
 
 impl Backward for LinearBackward {
@@ -35,27 +54,26 @@ impl Backward for LinearBackward {
 impl LinearBackward {
     fn run<R: Real>(self, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
         let n = dy.rows();
-        let dyr = dy.reals::<R>();
         let weight = self.weight.resolve(grads.params);
-        let cols = weight.shape()[1];
-        let mut dx = match self.x_source.needs_grad() {
-            true => Some(weight.times::<R>(&dyr, n)?),
-            false => None,
-        };
-        let x = self.x.as_ref().map(|x| x.reals::<R>());
-        if let (Some(id), Some(x)) = (self.weight.param(), &x) {
-            let rows = weight.shape()[0];
-            let mut dw = vec![R::zero(); rows * cols];
-            let c = MatMut::new(&mut dw, rows, cols);
-            matmul(c, Mat::new(&dyr, n, rows).t(), Mat::new(x, n, cols), R::one(), R::zero(), Threads::All);
-            grads.add_param(id, Tensor::new(dw, &[rows, cols]))?;
+        let (out, cols) = weight.matrix("linear backward")?;
+        let x = self.x.as_ref().map(|x| x.reals::<R>()).unwrap_or_default();
+        if let Some(id) = self.weight.param() {
+            let mut dw = vec![R::zero(); out * cols];
+            let (c, dy) = (MatMut::new(&mut dw, out, cols), dy.reals::<R>());
+            matmul(c, Mat::new(&dy, n, out).t(), Mat::new(&x, n, cols), R::one(), R::zero(), Threads::All);
+            grads.add_param(id, Tensor::new(dw, &[out, cols]))?;
         }
         if let Some(id) = self.bias {
-            grads.add_param(id, Tensor::new(column_sums(&dyr, weight.shape()[0]), &[weight.shape()[0]]))?;
+            grads.add_param(id, Tensor::new(column_sums(&dy.reals::<R>(), out), &[out]))?;
         }
-        if let (Some(lora), Some(x)) = (self.lora, &x) {
-            lora.backward::<R>(x, &dyr, n, dx.as_deref_mut(), grads)?;
-        }
+        let want_dx = self.x_source.needs_grad();
+        let input = Input { x: &x, n, weight: &weight, shape: [out, cols] };
+        let dx = match self.variant {
+            Variant::Plain if want_dx => Some(weight.times(&dy.reals::<R>(), n)?),
+            Variant::Plain => None,
+            Variant::Lora(saved) => saved.backward(&input, &dy.reals::<R>(), want_dx, grads)?,
+            Variant::Dora(saved) => saved.backward::<R>(&input, dy, want_dx, grads)?,
+        };
         match dx {
             Some(dx) => grads.add(self.x_source, Tensor::from_reals(dx, &[n, cols], self.dtype)),
             None => Ok(()),
@@ -83,10 +101,14 @@ pub(crate) fn column_sums<R: Real>(x: &[R], cols: usize) -> Vec<R> {
     total
 }
 
-/// y `[n, out]` = x `[n, in]` · Wᵀ + b + the adapter's branch.
+/// y `[n, out]` = x `[n, in]` · Wᵀ + b + the adapter's branch; with DoRA the rows are rescaled, see [`Dora`].
 ///
-/// Backward: dx = dy·W (+ the adapter's part), dW = dyᵀ·x, db = Σ rows of dy; see [`Lora`] for the adapter's.
-/// Saved: x, only if W or an adapter is trained; the adapter's x·Aᵀ. The frozen W is never copied or widened whole.
+/// Backward: dx = dy·W (+ the adapter's part), dW = dyᵀ·x, db = Σ rows of dy; see [`Lora`] and [`Dora`] for the
+/// adapter's. Saved: x, only if W or an adapter is trained; the adapter's x·Aᵀ; y with DoRA. The frozen W is never
+/// copied or widened whole.
+///
+/// # Errors
+/// If shapes do not fit, or W is trained and has a DoRA.
 pub fn linear(
     tape: &mut Tape<'_>,
     x: &Var,
@@ -104,20 +126,30 @@ pub fn linear(
             got: format!("{:?}", w.shape()),
         });
     }
-    let out = w.shape()[0];
-    let (y, saved) = dispatch_real!(dtype, R => {
+    let (out, cols) = w.matrix("linear")?;
+    let (y, variant) = dispatch_real!(dtype, R => {
         let xr = x.value().reals::<R>();
-        let mut y = w.times_transposed::<R>(&xr, n)?;
-        if let Some(b) = bias {
-            let b = b.vector::<R>(tape.params(), "linear", out)?;
-            use rayon::prelude::*;
-            y.par_chunks_mut(out).for_each(|row| row.iter_mut().zip(&b).for_each(|(y, &b)| *y += b));
-        }
-        let saved = match lora {
-            Some(l) => Some(l.forward::<R>(tape, &xr, n, &mut y, [out, w.shape()[1]])?),
+        let input = Input { x: &xr, n, weight: &w, shape: [out, cols] };
+        let b = match bias {
+            Some(b) => Some(b.vector::<R>(tape.params(), "linear", out)?),
             None => None,
         };
-        (Tensor::from_reals(y, &[n, out], dtype), saved)
+        let add_bias = |_, y: &mut [R]| y.iter_mut().zip(b.iter().flatten()).for_each(|(y, &b)| *y += b);
+        match lora.map(|l| (l, &l.dora)) {
+            None => {
+                let y = w.times_transposed(&xr, n)?;
+                (Tensor::from_rows(y, [n, out], dtype, add_bias), Variant::Plain)
+            }
+            Some((lora, None)) => {
+                let (y, saved) = lora::forward(lora, tape, &input)?;
+                (Tensor::from_rows(y, [n, out], dtype, add_bias), Variant::Lora(saved))
+            }
+            Some((lora, Some(dora))) => {
+                dora.check_frozen("linear", weight)?;
+                let (y, saved) = dora::forward((lora, dora), tape, &input, b.as_deref(), dtype)?;
+                (y, Variant::Dora(saved))
+            }
+        }
     });
     let trained = weight.param().is_some() || lora.is_some();
     let bias = bias.and_then(Weight::param);
@@ -128,6 +160,6 @@ pub fn linear(
         dtype,
         weight: weight.clone(),
         bias,
-        lora: saved,
+        variant,
     }))
 }

@@ -1,0 +1,134 @@
+//! The loss over the trained rows, a chunk of logits at a time.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::adapter::{HeadAdapter, Logits};
+use crate::error::Result;
+use crate::gemm::{Mat, MatMut, Threads, matmul};
+use crate::{FrozenWeight, ParamId, Real, Tensor};
+
+/// Logits that are in memory at a time: rows × vocabulary elements.
+const CHUNK_LOGITS: usize = 8 << 20;
+
+#[derive(Default)]
+pub(super) struct Sums {
+    /// In nats.
+    pub loss: f64,
+    pub correct: usize,
+}
+
+/// One pass over the trained rows x `[n, hidden]` under the head W `[vocabulary, hidden]`.
+pub(super) struct Run<'a, R> {
+    w: &'a FrozenWeight,
+    x: &'a [R],
+    adapter: Option<HeadAdapter<'a, R>>,
+    want_grad: bool,
+    vocabulary: usize,
+    hidden: usize,
+    sums: Sums,
+    /// dlogits·W of the rows so far.
+    dx: Option<Vec<R>>,
+    dw: Option<Vec<R>>,
+}
+
+impl<'a, R: Real> Run<'a, R> {
+    pub fn new(
+        w: &'a FrozenWeight,
+        x: &'a [R],
+        adapter: Option<HeadAdapter<'a, R>>,
+        want_grad: bool,
+        want_dx: bool,
+        want_dw: bool,
+    ) -> Result<Run<'a, R>> {
+        let (vocabulary, hidden) = w.matrix("linear_cross_entropy")?;
+        Ok(Run {
+            w,
+            x,
+            adapter,
+            want_grad,
+            vocabulary,
+            hidden,
+            sums: Sums::default(),
+            dx: want_dx.then(|| Vec::with_capacity(x.len())),
+            dw: want_dw.then(|| vec![R::zero(); vocabulary * hidden]),
+        })
+    }
+
+    pub fn all(&mut self, targets: &[usize]) -> Result<()> {
+        let copies = self.adapter.as_ref().map_or(1, HeadAdapter::copies_of_logits);
+        let chunk = (CHUNK_LOGITS / copies / self.vocabulary.max(1)).clamp(16, 1024);
+        for (c, targets) in targets.chunks(chunk).enumerate() {
+            self.chunk(c * chunk..c * chunk + targets.len(), targets)?;
+        }
+        Ok(())
+    }
+
+    fn chunk(&mut self, rows: Range<usize>, targets: &[usize]) -> Result<()> {
+        let n = rows.len();
+        let x = &self.x[rows.start * self.hidden..rows.end * self.hidden];
+        let mut logits = match &self.adapter {
+            None => Logits::plain(self.w.times_transposed(x, n)?),
+            Some(adapter) => adapter.logits(self.w, self.x, &rows)?,
+        };
+        let per_row: Vec<(f64, bool)> = logits
+            .y
+            .par_chunks_mut(self.vocabulary)
+            .zip(targets)
+            .map(|(row, &target)| cross_entropy_row(row, target, self.want_grad))
+            .collect();
+        self.sums.loss += per_row.iter().map(|r| r.0).sum::<f64>();
+        self.sums.correct += per_row.iter().filter(|r| r.1).count();
+        if !self.want_grad {
+            return Ok(());
+        }
+        if let Some(dw) = &mut self.dw {
+            let dlogits = Mat::new(&logits.y, n, self.vocabulary);
+            let (c, x) = (MatMut::new(dw, self.vocabulary, self.hidden), Mat::new(x, n, self.hidden));
+            matmul(c, dlogits.t(), x, R::one(), R::one(), Threads::All);
+        }
+        match (&mut self.adapter, &mut self.dx) {
+            (Some(adapter), dx) => adapter.backward(self.w, logits, &rows, dx.as_mut())?,
+            (None, Some(dx)) => dx.extend_from_slice(&self.w.times::<R>(&logits.y, n)?),
+            (None, None) => {}
+        }
+        Ok(())
+    }
+
+    /// The sums, dx, dW, and the gradients of the adapter's parameters.
+    #[allow(clippy::type_complexity)]
+    pub fn finish(mut self) -> (Sums, Option<Vec<R>>, Option<Tensor>, Vec<(ParamId, Tensor)>) {
+        let params = match self.adapter {
+            Some(adapter) if self.want_grad => adapter.finish(self.x, self.dx.as_mut()),
+            _ => Vec::new(),
+        };
+        let dw = self.dw.map(|dw| Tensor::new(dw, &[self.vocabulary, self.hidden]));
+        (self.sums, self.dx, dw, params)
+    }
+}
+
+/// The loss of one row of logits and whether its maximum is the target; the row becomes softmax − onehot if asked.
+fn cross_entropy_row<R: Real>(row: &mut [R], target: usize, want_grad: bool) -> (f64, bool) {
+    let max = row.iter().copied().fold(R::neg_infinity(), |a, b| if b > a { b } else { a });
+    let at_target = row[target];
+    // A first maximum before the target makes the prediction wrong, as argmax does.
+    let correct = at_target == max && row[..target].iter().all(|&l| l < max);
+    let mut sum = 0.0;
+    for part in row.chunks_mut(1024) {
+        let mut s = R::zero();
+        for l in part.iter_mut() {
+            *l = (*l - max).exp_fast();
+            s += *l;
+        }
+        sum += s.f64();
+    }
+    if want_grad {
+        let scale = R::of(1.0 / sum);
+        row.iter_mut().for_each(|l| *l *= scale);
+        row[target] += R::of(-1.0);
+    }
+    let loss = sum.ln() + max.f64() - at_target.f64();
+    // NaN anywhere in the row must reach the loss: comparisons above skip it, the sum doesn't.
+    (if sum.is_nan() { f64::NAN } else { loss }, correct)
+}

@@ -1,0 +1,130 @@
+mod adapter;
+mod chunks;
+
+use adapter::HeadAdapter;
+use chunks::Run;
+
+use super::Lora;
+use crate::error::{Error, Result};
+use crate::tape::{Backward, Mode, Sink, Source, Tape, Var};
+use crate::{DType, ParamId, Real, Tensor, Weight, dispatch_real};
+
+/// The target of a token that is not trained on (Hugging Face's label value).
+pub const IGNORE: i32 = -100;
+
+/// What [`linear_cross_entropy`] returns.
+#[derive(Clone, Debug)]
+pub struct LossOutput {
+    /// Sum of the trained tokens' losses in nats, a scalar in f64.
+    pub loss: Var,
+    /// Number of trained tokens.
+    pub tokens: usize,
+    /// Trained tokens whose most probable prediction was the target.
+    pub correct: usize,
+}
+
+struct LossBackward {
+    x: Source,
+    /// dloss/dx of the trained rows, in the compute type.
+    dx: Option<Tensor>,
+    rows: Vec<usize>,
+    shape: Vec<usize>,
+    dtype: DType,
+    /// Gradients of the head or its adapter.
+    params: Vec<(ParamId, Tensor)>,
+}
+
+impl Backward for LossBackward {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy"
+    }
+    fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
+        let upstream = dy.item();
+        for (id, mut grad) in self.params {
+            grad.scale_assign(upstream);
+            grads.add_param(id, grad)?;
+        }
+        let Some(dx) = self.dx else { return Ok(()) };
+        let dx = dispatch_real!(self.dtype, R => {
+            let (d, up) = (dx.cols(), R::of(upstream));
+            let src = dx.slice::<R>()?;
+            let mut full = vec![R::of(0.0); self.shape.iter().product()];
+            for (i, &row) in self.rows.iter().enumerate() {
+                full[row * d..][..d].iter_mut().zip(&src[i * d..][..d]).for_each(|(o, &g)| *o = g * up);
+            }
+            Tensor::from_reals(full, &self.shape, self.dtype)
+        });
+        grads.add(self.x, dx)
+    }
+}
+
+/// Sum over tokens of −log softmax(x·Wᵀ)[target], with x `[tokens, hidden]`, W the head `[vocabulary, hidden]` and one
+/// target per token ([`IGNORE`] = none). An adapter changes the logits as it changes [`linear`](super::linear)'s output.
+///
+/// The logits never exist as a whole: a chunk of rows is projected, its loss taken, and turned in place into
+/// dlogits = softmax − onehot, from which dx = dlogits·W and dW = dlogitsᵀ·x (or the adapter's gradients) follow while
+/// the chunk is in cache. Rows without a target are skipped altogether; random dropout is counted over the others, and a
+/// given mask has a row for every token. Saved: dx and the gradients of parameters, to be scaled by the upstream
+/// gradient.
+///
+/// # Errors
+/// If a target lies outside the vocabulary, shapes do not fit, or the head is trained and has a DoRA.
+pub fn linear_cross_entropy(
+    tape: &mut Tape<'_>,
+    x: &Var,
+    head: &Weight,
+    lora: Option<&Lora>,
+    targets: &[i32],
+) -> Result<LossOutput> {
+    let value = x.value();
+    check(value, head.resolve(tape.params()).shape(), targets)?;
+    let record = tape.mode() != Mode::Infer;
+    let (want_dx, dhead) = (record && x.needs_grad(), head.param().filter(|_| record));
+    let needs_grad = want_dx || dhead.is_some() || (record && lora.is_some());
+    let rows: Vec<usize> = (0..targets.len()).filter(|&i| targets[i] != IGNORE).collect();
+    let picked = value.select_rows(&rows)?;
+    let targets: Vec<usize> = rows.iter().map(|&i| targets[i] as usize).collect();
+    let (sums, dx, params) = dispatch_real!(value.dtype(), R => {
+        let xs = picked.reals::<R>();
+        let adapter = match lora {
+            Some(lora) => Some(HeadAdapter::<R>::new(tape, lora, head, &xs, &rows, value.rows())?),
+            None => None,
+        };
+        let w = head.resolve(tape.params());
+        let mut run = Run::new(&w, &xs, adapter, needs_grad, want_dx, dhead.is_some())?;
+        run.all(&targets)?;
+        let (sums, dx, dw, mut params) = run.finish();
+        params.extend(dhead.zip(dw));
+        (sums, dx.map(|dx| Tensor::new(dx, picked.shape())), params)
+    });
+    let tokens = rows.len();
+    let loss = Tensor::new(vec![sums.loss], &[1]);
+    let loss = tape.record(loss, needs_grad, || LossBackward {
+        x: x.source(),
+        dx,
+        rows,
+        shape: value.shape().to_vec(),
+        dtype: value.dtype(),
+        params,
+    });
+    Ok(LossOutput { loss, tokens, correct: sums.correct })
+}
+
+fn check(x: &Tensor, head: &[usize], targets: &[i32]) -> Result<()> {
+    if head.len() != 2 || head[1] != x.cols() || targets.len() != x.rows() {
+        return Err(Error::Shape {
+            op: "linear_cross_entropy",
+            what: "input and targets for the head".into(),
+            expected: format!("[{}, {:?}]", targets.len(), head.get(1)),
+            got: format!("{:?}", x.shape()),
+        });
+    }
+    let size = head[0];
+    match targets.iter().find(|&&t| t != IGNORE && (t < 0 || t as usize >= size)) {
+        Some(&t) => {
+            let index = t as u32 as usize;
+            Err(Error::Index { op: "linear_cross_entropy", what: "the vocabulary", index, size })
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,183 @@
+//! Cases of adapters on linear layers, the embedding and the head, and of noise.
+
+use std::sync::Arc;
+
+use loratune_engine::ops::{self, Dora, Dropout, Lora, RowNorm};
+use loratune_engine::{Error, Tape, Var, Weight};
+
+use crate::cases::{case, frozen};
+use crate::harness::{Case, Inputs};
+
+/// Norms that are not those of any weight: the gradient is that of a fixed norm, whatever the norm is.
+fn made_up_norms(features: usize) -> RowNorm {
+    RowNorm::Fixed((0..features).map(|j| 0.5 + (j % 7) as f64 * 0.3).collect())
+}
+
+/// The adapter whose A, B (and m, with a norm) are the inputs from `first` on.
+fn adapter(i: &Inputs, first: usize, dropout: &Dropout, norm: Option<RowNorm>) -> Lora {
+    Lora {
+        a: i.param(first),
+        b: i.param(first + 1),
+        scaling: 0.75,
+        dropout: dropout.clone(),
+        dora: norm.map(|norm| Dora { magnitude: i.param(first + 2), norm }),
+    }
+}
+
+/// Cases that the central differences check too: with DoRA, of fixed norms.
+pub fn all() -> Vec<Case> {
+    [dora(false), lora_on_embedding(), dora_on_embedding(false), lora_on_head(), dora_on_head(false), noise()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// The same with norms from the present A and B, which central differences would see change.
+pub fn with_present_norms() -> Vec<Case> {
+    [dora(true), dora_on_embedding(true), dora_on_head(true)].into_iter().flatten().collect()
+}
+
+fn row_norm(present: bool, w: &Weight, rows: usize) -> RowNorm {
+    match w {
+        Weight::Frozen(w) if present => RowNorm::Recomputed { squares: w.row_squares().into() },
+        _ => made_up_norms(rows),
+    }
+}
+
+fn dora(present: bool) -> Vec<Case> {
+    let mut cases = Vec::new();
+    // 65 tokens are more than one block of dm's sums, 1105 rows more than two blocks of decoded weights.
+    for (n, cols, out, r) in [(1, 1, 1, 1), (5, 3, 7, 4), (33, 17, 1105, 3), (65, 3, 34, 2)] {
+        for (bias, dropout) in [
+            (0, Dropout::None),
+            (1, Dropout::None),
+            (2, Dropout::None),
+            (0, Dropout::Random(0.3)),
+            (2, Dropout::Random(0.3)),
+        ] {
+            let inputs =
+                [("x", &[n, cols][..]), ("a", &[r, cols]), ("b", &[out, r]), ("m", &[out]), ("bias", &[out])];
+            let inputs = &inputs[..if bias == 2 { 5 } else { 4 }];
+            let kind = ["no", "frozen", "trained"][bias];
+            let name =
+                format!("linear {n}x{cols} -> {out}, dora rank {r}, {kind} bias, {dropout:?}, {present}");
+            cases.push(case(name, inputs, move |t, i| {
+                let (x, w) = (i.activation(t, 0), frozen(out, cols, i));
+                let bias = match bias {
+                    0 => None,
+                    1 => Some(frozen_vector(out, i)),
+                    _ => Some(Weight::Param(i.param(4))),
+                };
+                let lora = adapter(i, 1, &dropout, Some(row_norm(present, &w, out)));
+                ops::linear(t, &x, &w, bias.as_ref(), Some(&lora))
+            }));
+        }
+    }
+    cases
+}
+
+fn frozen_vector(n: usize, i: &Inputs) -> Weight {
+    let Weight::Frozen(w) = frozen(1, n, i) else { unreachable!() };
+    let loratune_engine::FrozenWeight::Dense(t) = &*w;
+    Weight::dense(t.reshape(&[n]).unwrap())
+}
+
+const IDS: [u32; 6] = [3, 0, 6, 3, 3, 5];
+
+fn lora_on_embedding() -> Vec<Case> {
+    let mut cases = vec![case("embedding, scaled", &[("table", &[7, 3])], |t, i| {
+        ops::embedding(t, &Arc::from(IDS), &Weight::Param(i.param(0)), None, 1.75, i.dtype())
+    })];
+    for (r, scale) in [(1, 1.0), (4, 1.75)] {
+        // Dropout is not for embeddings, and has to be ignored.
+        let build = move |t: &mut Tape<'_>, i: &Inputs, table: &Weight| -> Result<Var, Error> {
+            let lora = adapter(i, 0, &Dropout::Random(0.3), None);
+            ops::embedding(t, &Arc::from(IDS), table, Some(&lora), scale, i.dtype())
+        };
+        let name = format!("embedding, lora rank {r}, scale {scale}");
+        cases.push(case(&name, &[("a", &[r, 7]), ("b", &[3, r])], move |t, i| build(t, i, &frozen(7, 3, i))));
+        let inputs = [("a", &[r, 7][..]), ("b", &[3, r]), ("table", &[7, 3])];
+        let name = format!("{name}, table trained");
+        cases.push(case(name, &inputs, move |t, i| build(t, i, &Weight::Param(i.param(2)))));
+    }
+    cases
+}
+
+fn dora_on_embedding(present: bool) -> Vec<Case> {
+    [(7, 3, 1, 1.0), (1031, 5, 4, 1.75)]
+        .map(|(vocabulary, hidden, r, scale)| {
+            let inputs = [("a", &[r, vocabulary][..]), ("b", &[hidden, r]), ("m", &[hidden])];
+            let name = format!("embedding {vocabulary}x{hidden}, dora rank {r}, {present}");
+            case(name, &inputs, move |t, i| {
+                let table = frozen(vocabulary, hidden, i);
+                let norm = match &table {
+                    Weight::Frozen(w) if present => {
+                        RowNorm::Recomputed { squares: w.column_squares().into() }
+                    }
+                    _ => made_up_norms(hidden),
+                };
+                let lora = adapter(i, 0, &Dropout::None, Some(norm));
+                ops::embedding(t, &Arc::from(IDS), &table, Some(&lora), scale, i.dtype())
+            })
+        })
+        .into()
+}
+
+/// Tokens, hidden, vocabulary and targets; the last has more trained rows than a chunk of 1024.
+fn heads() -> [(usize, usize, usize, Vec<i32>); 3] {
+    [
+        (1, 1, 2, vec![1]),
+        (5, 3, 11, vec![-100, 3, 10, -100, 0]),
+        (1100, 2, 3, (0..1100).map(|i| if i % 37 == 5 { -100 } else { i % 3 }).collect()),
+    ]
+}
+
+fn lora_on_head() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (n, d, v, targets) in heads() {
+        for dropout in [Dropout::None, Dropout::Random(0.3)] {
+            let (name, last) =
+                (format!("linear_cross_entropy {n}x{d} over {v}, lora, {dropout:?}"), targets.clone());
+            let build = move |t: &mut Tape<'_>, i: &Inputs, head: &Weight| -> Result<Var, Error> {
+                let x = i.activation(t, 0);
+                Ok(ops::linear_cross_entropy(t, &x, head, Some(&adapter(i, 1, &dropout, None)), &last)?.loss)
+            };
+            let inputs = [("x", &[n, d][..]), ("a", &[2, d]), ("b", &[v, 2]), ("head", &[v, d])];
+            let trained = build.clone();
+            cases.push(case(&name, &inputs[..3], move |t, i| build(t, i, &frozen(v, d, i))));
+            let name = format!("{name}, head trained");
+            cases.push(case(name, &inputs, move |t, i| trained(t, i, &Weight::Param(i.param(3)))));
+        }
+    }
+    cases
+}
+
+fn dora_on_head(present: bool) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (n, d, v, targets) in heads() {
+        for dropout in [Dropout::None, Dropout::Random(0.3)] {
+            let name = format!("linear_cross_entropy {n}x{d} over {v}, dora, {dropout:?}, {present}");
+            let inputs = [("x", &[n, d][..]), ("a", &[2, d]), ("b", &[v, 2]), ("m", &[v])];
+            let targets = targets.clone();
+            cases.push(case(name, &inputs, move |t, i| {
+                let (x, head) = (i.activation(t, 0), frozen(v, d, i));
+                let lora = adapter(i, 1, &dropout, Some(row_norm(present, &head, v)));
+                Ok(ops::linear_cross_entropy(t, &x, &head, Some(&lora), &targets)?.loss)
+            }));
+        }
+    }
+    cases
+}
+
+fn noise() -> Vec<Case> {
+    // The last is more than one chunk of 16384 elements, with rows that don't start at a group of four.
+    [(1usize, 1usize), (5, 7), (131, 127)]
+        .map(|(n, hidden)| {
+            case(format!("uniform_noise {n}x{hidden}"), &[("x", &[n, hidden])], move |t, i| {
+                let x = i.activation(t, 0);
+                let magnitudes: Vec<f64> = (0..n).map(|t| t as f64 * 0.01).collect();
+                ops::uniform_noise(t, &x, &magnitudes)
+            })
+        })
+        .into()
+}
