@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 use loratune_data::{ChatTemplate, Message, TemplateChoice, Text, encode_prompt, render_chat};
 use loratune_engine::{DType, Params};
-use loratune_model::adapter::{self, AdapterSpec};
-use loratune_model::decoder::Dtypes;
+use loratune_model::adapter::{self, AdapterSpec, Attached, Start};
+use loratune_model::decoder::{Dtypes, Trained};
 use loratune_model::files::{ModelFiles, peft};
 use loratune_model::{Decoder, load};
 use loratune_tokenizer::TokenizerBundle;
@@ -19,6 +19,8 @@ pub struct LoadedModel {
     pub tokenizer: TokenizerBundle,
     pub decoder: Decoder,
     pub params: Params,
+    /// The adapter, if there is one.
+    pub attached: Option<Attached>,
 }
 
 impl LoadedModel {
@@ -40,12 +42,17 @@ impl LoadedModel {
         let files = ModelFiles::open(model)?;
         let tokenizer = files.tokenizer()?;
         let mut params = Params::new();
-        let mut decoder = load::decoder(&files, Dtypes::both(dtype), &mut params, &|_| false)?;
-        if let Some((config, tensors)) = saved {
-            let spec = AdapterSpec::from_config(&config)?;
-            adapter::attach_saved(&mut decoder, &mut params, &spec, &tensors)?;
-        }
-        Ok(LoadedModel { files, tokenizer, decoder, params })
+        let Some((config, tensors)) = saved else {
+            let decoder = load::decoder(&files, Dtypes::both(dtype), &mut params, &Trained::Nothing)?;
+            return Ok(LoadedModel { files, tokenizer, decoder, params, attached: None });
+        };
+        let spec = AdapterSpec::from_config(&config)?;
+        let trained = spec.trained(&load::spec(&files.config))?;
+        let mut decoder = load::decoder(&files, Dtypes::both(dtype), &mut params, &trained)?;
+        let start = Start::Saved(&tensors);
+        let attached = adapter::attach(&mut decoder, &mut params, &spec, start, &files)?;
+        decoder.fix_norms(&params)?;
+        Ok(LoadedModel { files, tokenizer, decoder, params, attached: Some(attached) })
     }
 
     /// The ids that end an answer: every EOS that config.json, generation_config.json and the tokenizer name.

@@ -14,6 +14,8 @@ pub struct Batch {
     pub positions: Arc<[u32]>,
     /// For each token the id that should follow it, or [`IGNORE`].
     pub targets: Vec<i32>,
+    /// Tokens of the longest row, a pack of documents being one row: the length that padding would pad to.
+    pub longest_row: usize,
 }
 
 impl Batch {
@@ -27,9 +29,10 @@ impl Batch {
             targets.resize(ids.len(), IGNORE);
             lengths.push(doc.len());
         }
+        let longest_row = lengths.iter().copied().max().unwrap_or(0);
         let documents = Documents::from_lengths(&lengths);
         let positions = documents.positions().into();
-        Batch { ids: ids.into(), documents, positions, targets }
+        Batch { ids: ids.into(), documents, positions, targets, longest_row }
     }
 
     /// From documents without labels.

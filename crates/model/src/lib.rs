@@ -6,10 +6,13 @@ pub mod decoder;
 mod error;
 pub mod files;
 pub mod generate;
+pub mod linalg;
 pub mod load;
+mod neftune;
 mod spec;
 
 pub use batch::Batch;
 pub use decoder::Decoder;
 pub use error::{Error, Result};
-pub use spec::{DecoderSpec, TensorSpec};
+pub use neftune::{Neftune, NoiseLength};
+pub use spec::{DecoderSpec, MatrixKind, MatrixSpec, TensorSpec};

@@ -2,7 +2,7 @@
 
 use loratune_engine::{DType, Params, Tensor};
 
-use crate::decoder::{Decoder, Dtypes, RandomWeights, WeightSource};
+use crate::decoder::{Decoder, Dtypes, RandomWeights, Trained, WeightSource};
 use crate::error::{Error, Result};
 use crate::files::atomic::write_atomically;
 use crate::files::{FileDType, ModelConfig, ModelFiles, TensorPlan};
@@ -22,17 +22,16 @@ pub fn spec(config: &ModelConfig) -> DecoderSpec {
         rope_theta: config.rope_theta,
         max_positions: config.max_position_embeddings,
         tied_head: config.tie_word_embeddings,
+        embedding_scale: 1.0,
         attention_bias: config.attention_bias,
         mlp_bias: config.mlp_bias,
         initializer_range: config.initializer_range,
     }
 }
 
-struct FromFiles<'a>(&'a ModelFiles);
-
-impl WeightSource for FromFiles<'_> {
+impl WeightSource for ModelFiles {
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        let raw = self.0.tensors.read(name)?;
+        let raw = self.tensors.read(name)?;
         crate::adapter::dense(name, &raw, shape, dtype)
     }
 }
@@ -46,11 +45,11 @@ pub fn decoder(
     files: &ModelFiles,
     dtypes: Dtypes,
     params: &mut Params,
-    trained: &dyn Fn(&str) -> bool,
+    trained: &Trained,
 ) -> Result<Decoder> {
     let spec = spec(&files.config);
     check_names(files, &spec)?;
-    Decoder::build(&spec, &FromFiles(files), dtypes, params, trained)
+    Decoder::build(&spec, files, dtypes, params, trained)
 }
 
 /// A decoder of the same configuration with random weights.
@@ -59,7 +58,7 @@ pub fn random_decoder(
     seed: u64,
     dtypes: Dtypes,
     params: &mut Params,
-    trained: &dyn Fn(&str) -> bool,
+    trained: &Trained,
 ) -> Result<Decoder> {
     let spec = spec(&files.config);
     let weights = RandomWeights { seed, std: spec.initializer_range };
@@ -115,16 +114,19 @@ pub fn encode(tensor: &Tensor, dtype: FileDType) -> Vec<u8> {
 const MAX_SHARD_BYTES: u64 = 5 << 30;
 
 /// Writes a model's folder: `config.json`, `generation_config.json` if the base has one, and the weights in `dtype`,
-/// asking `provide` for each tensor when its turn comes.
+/// asking `provide` for each tensor when its turn comes. `untied` gives a head that shared the embedding's weight a tensor of
+/// its own.
 pub fn write_model(
     dir: &std::path::Path,
     files: &ModelFiles,
     dtype: FileDType,
+    untied: bool,
     mut provide: impl FnMut(&str) -> Result<Tensor>,
 ) -> Result<()> {
     use std::io::Write;
 
-    let spec = spec(&files.config);
+    let mut spec = spec(&files.config);
+    spec.tied_head &= !untied;
     let plan: Vec<TensorPlan> =
         spec.tensors().into_iter().map(|t| TensorPlan { name: t.name, dtype, shape: t.shape }).collect();
     crate::files::write_model(dir, &plan, MAX_SHARD_BYTES, |t| -> Result<Vec<u8>> {
@@ -134,6 +136,9 @@ pub fn write_model(
     if let Some(map) = config.as_object_mut() {
         let key = if map.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
         map.insert(key.into(), torch_name(dtype).into());
+        if untied {
+            map.insert("tie_word_embeddings".into(), false.into());
+        }
     }
     let json = |name: &str, value: &serde_json::Value| {
         write_atomically(&dir.join(name), |out| out.write_all(format!("{value:#}\n").as_bytes()))

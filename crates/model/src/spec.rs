@@ -17,6 +17,8 @@ pub struct DecoderSpec {
     pub max_positions: usize,
     /// The head is the embedding table.
     pub tied_head: bool,
+    /// What embeddings are multiplied by (Gemma's √hidden; 1 elsewhere).
+    pub embedding_scale: f64,
     /// Biases on q, k, v and o.
     pub attention_bias: bool,
     /// Biases on gate, up and down.
@@ -32,36 +34,89 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
 }
 
+/// What a weight matrix does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MatrixKind {
+    /// A linear layer inside a block.
+    Linear,
+    /// The table of token embeddings.
+    Embedding,
+    /// The projection to the vocabulary.
+    Head,
+}
+
+/// A weight matrix of a model at its module path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MatrixSpec {
+    pub path: String,
+    pub kind: MatrixKind,
+    /// `[out, in]`; `[vocabulary, hidden]` for the embedding and the head.
+    pub shape: [usize; 2],
+    pub bias: bool,
+}
+
+pub(crate) const EMBEDDING: &str = "model.embed_tokens";
+pub(crate) const HEAD: &str = "lm_head";
+
 impl DecoderSpec {
+    /// Every weight matrix in the order of the forward pass; the head is one even where it shares the embedding's.
+    pub fn matrices(&self) -> Vec<MatrixSpec> {
+        let table = |path: &str, kind| MatrixSpec {
+            path: path.into(),
+            kind,
+            shape: [self.vocab_size, self.hidden_size],
+            bias: false,
+        };
+        let mut out = vec![table(EMBEDDING, MatrixKind::Embedding)];
+        let (h, m) = (self.hidden_size, self.intermediate_size);
+        let (q, kv) = (self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim);
+        let (ab, mb) = (self.attention_bias, self.mlp_bias);
+        for layer in 0..self.num_layers {
+            out.extend(
+                [
+                    ("self_attn.q_proj", q, h, ab),
+                    ("self_attn.k_proj", kv, h, ab),
+                    ("self_attn.v_proj", kv, h, ab),
+                    ("self_attn.o_proj", h, q, ab),
+                    ("mlp.gate_proj", m, h, mb),
+                    ("mlp.up_proj", m, h, mb),
+                    ("mlp.down_proj", h, m, mb),
+                ]
+                .map(|(name, rows, cols, bias)| MatrixSpec {
+                    path: format!("model.layers.{layer}.{name}"),
+                    kind: MatrixKind::Linear,
+                    shape: [rows, cols],
+                    bias,
+                }),
+            );
+        }
+        out.push(table(HEAD, MatrixKind::Head));
+        out
+    }
+
     /// Every tensor of the model, in the order of the forward pass.
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let mut out = Vec::new();
         let mut push = |name: String, shape: &[usize]| out.push(TensorSpec { name, shape: shape.to_vec() });
-        let (h, q, kv) =
-            (self.hidden_size, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim);
-        push("model.embed_tokens.weight".into(), &[self.vocab_size, h]);
-        for layer in 0..self.num_layers {
-            let p = format!("model.layers.{layer}");
-            push(format!("{p}.input_layernorm.weight"), &[h]);
-            for (name, rows, cols, bias) in [
-                ("self_attn.q_proj", q, h, self.attention_bias),
-                ("self_attn.k_proj", kv, h, self.attention_bias),
-                ("self_attn.v_proj", kv, h, self.attention_bias),
-                ("self_attn.o_proj", h, q, self.attention_bias),
-                ("mlp.gate_proj", self.intermediate_size, h, self.mlp_bias),
-                ("mlp.up_proj", self.intermediate_size, h, self.mlp_bias),
-                ("mlp.down_proj", h, self.intermediate_size, self.mlp_bias),
-            ] {
-                push(format!("{p}.{name}.weight"), &[rows, cols]);
-                if bias {
-                    push(format!("{p}.{name}.bias"), &[rows]);
+        for matrix in self.matrices() {
+            let MatrixSpec { path, kind, shape, bias } = matrix;
+            let layer = path.strip_suffix(".self_attn.q_proj").map(str::to_string);
+            if let Some(layer) = layer {
+                push(format!("{layer}.input_layernorm.weight"), &[self.hidden_size]);
+            }
+            if kind == MatrixKind::Head {
+                push("model.norm.weight".into(), &[self.hidden_size]);
+                if self.tied_head {
+                    continue;
                 }
             }
-            push(format!("{p}.post_attention_layernorm.weight"), &[h]);
-        }
-        push("model.norm.weight".into(), &[h]);
-        if !self.tied_head {
-            push("lm_head.weight".into(), &[self.vocab_size, h]);
+            push(format!("{path}.weight"), &shape);
+            if bias {
+                push(format!("{path}.bias"), &shape[..1]);
+            }
+            if let Some(layer) = path.strip_suffix(".mlp.down_proj") {
+                push(format!("{layer}.post_attention_layernorm.weight"), &[self.hidden_size]);
+            }
         }
         out
     }

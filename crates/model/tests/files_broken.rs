@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use loratune_engine::{DType, Params};
-use loratune_model::decoder::Dtypes;
+use loratune_model::decoder::{Dtypes, Trained};
 use loratune_model::files::atomic::{replace_dir_atomically, sweep_unfinished, write_atomically};
 use loratune_model::files::gguf::GgufFile;
 use loratune_model::files::peft::{AdapterConfig, read_adapter};
@@ -361,7 +361,7 @@ fn more_layers_than_tensors_are_refused_before_they_are_counted() {
     fs::write(dir.path().join("config.json"), value.to_string()).unwrap();
     let files = ModelFiles::open(dir.path()).unwrap();
     let dtypes = Dtypes::both(DType::F32);
-    let built = load::decoder(&files, dtypes, &mut Params::new(), &|_| false).map(drop);
+    let built = load::decoder(&files, dtypes, &mut Params::new(), &Trained::Nothing).map(drop);
     let message = built.unwrap_err().to_string();
     assert!(message.contains("num_hidden_layers is 10000, but the weights are only"), "{message}");
 }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use loratune_engine::{DType, Gradients, Mode, Params, Tape};
-use loratune_model::decoder::Dtypes;
+use loratune_model::decoder::{Dtypes, Trained};
 use loratune_model::files::ModelFiles;
 use loratune_model::generate::{Sampling, generate};
 use loratune_model::{Batch, Decoder, load};
@@ -17,7 +17,8 @@ fn path(name: &str) -> PathBuf {
 fn open(name: &str, dtype: DType, train_all: bool) -> (Decoder, Params) {
     let files = ModelFiles::open(&path(name)).unwrap();
     let mut params = Params::new();
-    let decoder = load::decoder(&files, Dtypes::both(dtype), &mut params, &|_| train_all).unwrap();
+    let trained = if train_all { Trained::Everything } else { Trained::Nothing };
+    let decoder = load::decoder(&files, Dtypes::both(dtype), &mut params, &trained).unwrap();
     (decoder, params)
 }
 

@@ -85,7 +85,12 @@ impl Feed {
             .take(window)
             .collect::<Vec<_>>()
             .chunks(self.batch_size)
-            .map(|rows| batch(rows.iter().flat_map(|row| row.iter().map(|&i| &self.train[i]))))
+            .map(|rows| {
+                let tokens = |row: &Vec<usize>| row.iter().map(|&i| self.train[i].input_ids.len()).sum();
+                let longest_row = rows.iter().map(|row| tokens(row)).max().unwrap_or(0);
+                let documents = rows.iter().flat_map(|row| row.iter().map(|&i| &self.train[i]));
+                Batch { longest_row, ..batch(documents) }
+            })
             .collect()
     }
 

@@ -5,6 +5,7 @@ pub mod config;
 pub mod error;
 pub mod evaluate;
 pub mod feed;
+mod freeze;
 pub mod model;
 pub mod optimizer;
 pub mod output;

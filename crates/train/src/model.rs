@@ -3,23 +3,26 @@
 use std::path::{Path, PathBuf};
 
 use loratune_engine::{DType, Params, Tensor};
-use loratune_model::adapter::{self, AdapterSpec, Attached};
+use loratune_model::adapter::{self, AdapterSpec, Attached, Form, Start};
 use loratune_model::decoder::Dtypes;
-use loratune_model::files::peft::{self, AdapterConfig};
+use loratune_model::files::atomic::replace_dir_atomically;
+use loratune_model::files::peft;
 use loratune_model::files::{
     FileDType, ModelFiles, SafetensorsSource, TensorSource, TensorView, write_safetensors,
 };
-use loratune_model::{Decoder, load};
+use loratune_model::{Decoder, Neftune, NoiseLength, load};
 use loratune_tokenizer::TokenizerBundle;
 
-use crate::config::{BaseDtype, Finetuning, InitLora, RunConfig, Targets};
+use crate::config::{BaseDtype, Finetuning, NeftuneScale, RunConfig, Targets};
 use crate::error::{Error, Result};
+use crate::freeze;
 
 /// What is trained.
 #[derive(Debug)]
 pub enum Method {
-    Lora { spec: AdapterSpec, attached: Attached },
-    Full,
+    Lora(Attached),
+    /// Weights of the model itself: all of them, or some.
+    Whole,
 }
 
 /// A model with its trainable parameters.
@@ -32,7 +35,12 @@ pub struct TrainedModel {
     pub method: Method,
     /// The base as the configuration names it.
     pub base_path: String,
+    /// Write what changed its base as plain LoRA on the untouched one.
+    convert: bool,
 }
+
+/// Folder of a result for the base without what a PiSSA or OLoRA adapter took out of it.
+pub(crate) const RESIDUAL_MODEL: &str = "residual_model";
 
 /// Storage types of the configuration's run.
 pub fn dtypes(config: &RunConfig) -> Dtypes {
@@ -45,7 +53,8 @@ pub fn dtypes(config: &RunConfig) -> Dtypes {
     Dtypes { activations, weights }
 }
 
-fn spec_of(config: &RunConfig) -> AdapterSpec {
+/// The adapter that a configuration asks for.
+pub fn spec_of(config: &RunConfig) -> AdapterSpec {
     let targets = |t: &Targets| match t {
         Targets::AllLinear => adapter::Targets::AllLinear,
         Targets::Names(n) => adapter::Targets::Names(n.clone()),
@@ -58,41 +67,61 @@ fn spec_of(config: &RunConfig) -> AdapterSpec {
         targets: targets(&config.lora_target),
         exclude: config.exclude_modules.as_ref().map(targets),
         layers: config.layers_to_transform.iter().flatten().map(|&l| l as usize).collect(),
+        layers_pattern: config.layers_pattern.clone(),
         rank_pattern: config.rank_pattern.iter().map(|(k, v)| (k.clone(), *v as usize)).collect(),
         alpha_pattern: config.alpha_pattern.iter().cloned().collect(),
         use_rslora: config.use_rslora,
-        init: match config.init_lora_weights {
-            InitLora::Kaiming => adapter::Init::Kaiming,
-            InitLora::Gaussian => adapter::Init::Gaussian,
-        },
+        use_dora: config.use_dora,
+        bias: config.bias,
+        modules_to_save: config.modules_to_save.clone(),
+        init: config.init_lora_weights,
     }
 }
 
 impl TrainedModel {
-    /// Reads the base's weights, and attaches what is to be trained.
-    pub fn open(config: &RunConfig, files: ModelFiles, tokenizer: TokenizerBundle) -> Result<TrainedModel> {
+    /// Reads the base's weights, and attaches what is to be trained. `checkpoint` is the folder of the checkpoint that the
+    /// run will go on from, if any: what an initialiser took out of the base is taken from there, not found anew.
+    pub fn open(
+        config: &RunConfig,
+        files: ModelFiles,
+        tokenizer: TokenizerBundle,
+        checkpoint: Option<&Path>,
+    ) -> Result<TrainedModel> {
         let mut params = Params::new();
-        let full = config.finetuning_type == Finetuning::Full;
-        let trained = |_: &str| full;
+        let model = load::spec(&files.config);
+        let (spec, saved) = match (config.finetuning_type, &config.adapter_name_or_path) {
+            (Finetuning::Lora, Some(path)) => {
+                let (saved, tensors) = peft::read_adapter(Path::new(path))?;
+                // Dropout is the run's, as everything else about training is.
+                let spec = AdapterSpec { dropout: config.lora_dropout, ..AdapterSpec::from_config(&saved)? };
+                (Some(spec), Some(tensors))
+            }
+            (Finetuning::Lora, None) => (Some(spec_of(config)), None),
+            (Finetuning::Full | Finetuning::Freeze, _) => (None, None),
+        };
+        let trained = match &spec {
+            Some(spec) => spec.trained(&model)?,
+            None => freeze::trained(config, &model)?,
+        };
         let dtypes = dtypes(config);
         let mut decoder = match config.train_from_scratch {
             true => load::random_decoder(&files, config.seed, dtypes, &mut params, &trained)?,
             false => load::decoder(&files, dtypes, &mut params, &trained)?,
         };
-        let method = match (full, &config.adapter_name_or_path) {
-            (true, _) => Method::Full,
-            (false, Some(path)) => {
-                let (saved, tensors) = peft::read_adapter(Path::new(path))?;
-                let mut spec = AdapterSpec::from_config(&saved)?;
-                // Dropout is the run's, as everything else about training is.
-                spec.dropout = config.lora_dropout;
-                let attached = adapter::attach_saved(&mut decoder, &mut params, &spec, &tensors)?;
-                Method::Lora { spec, attached }
-            }
-            (false, None) => {
-                let spec = spec_of(config);
-                let attached = adapter::attach_new(&mut decoder, &mut params, &spec, config.seed)?;
-                Method::Lora { spec, attached }
+        decoder.set_neftune(neftune(config));
+        let method = match spec {
+            None => Method::Whole,
+            Some(spec) => {
+                let resumed = match checkpoint {
+                    Some(dir) if spec.init.changes_base() => Some(peft::read_adapter(dir)?.1),
+                    _ => None,
+                };
+                let start = match (&resumed, &saved) {
+                    (Some(tensors), _) => Start::Resumed(tensors),
+                    (None, Some(tensors)) => Start::Saved(tensors),
+                    (None, None) => Start::Fresh { seed: config.seed },
+                };
+                Method::Lora(adapter::attach(&mut decoder, &mut params, &spec, start, &files)?)
             }
         };
         Ok(TrainedModel {
@@ -102,41 +131,48 @@ impl TrainedModel {
             params,
             method,
             base_path: config.model_name_or_path.clone(),
+            convert: config.pissa_convert,
         })
     }
 
-    fn adapter_config(&self) -> Option<AdapterConfig> {
-        match &self.method {
-            Method::Lora { spec, attached } => Some(spec.to_config(Some(&self.base_path), &attached.targets)),
-            Method::Full => None,
-        }
+    fn save_adapter(&self, dir: &Path, attached: &Attached, base: &str, form: Form) -> Result<()> {
+        let (config, tensors) =
+            adapter::adapter_files(&self.decoder, &self.params, attached, Some(base), form)?;
+        with_bytes(&tensors, |views| Ok(peft::write_adapter(dir, &config, views)?))
     }
 
     /// Writes what was trained, in full precision: an adapter in PEFT's files, or all weights.
     pub fn save_weights(&self, dir: &Path) -> Result<()> {
-        match self.adapter_config() {
-            Some(config) => {
-                let tensors = adapter::adapter_tensors(&self.decoder, &self.params);
-                with_bytes(&tensors, |views| Ok(peft::write_adapter(dir, &config, views)?))
-            }
-            None => self.save_full(dir, FileDType::F32),
+        match &self.method {
+            Method::Lora(attached) => self.save_adapter(dir, attached, &self.base_path, Form::Plain),
+            Method::Whole => self.save_whole(dir, FileDType::F32),
         }
     }
 
     /// Writes all weights as a Hugging Face folder's `config.json` and `model.safetensors`.
-    fn save_full(&self, dir: &Path, dtype: FileDType) -> Result<()> {
-        load::write_model(dir, &self.files, dtype, |name| match self.params.find(name) {
-            Some(id) => Ok(self.params.value(id).clone()),
-            None => load::read_f32(&self.files, name),
+    fn save_whole(&self, dir: &Path, dtype: FileDType) -> Result<()> {
+        load::write_model(dir, &self.files, dtype, self.decoder.is_untied(), |name| {
+            match self.params.find(name) {
+                Some(id) => Ok(self.params.value(id).clone()),
+                None => load::read_f32(&self.files, name),
+            }
         })?;
         Ok(())
     }
 
     /// Writes the run's result: the adapter, or the model in the type that its base has.
     pub fn save_result(&self, dir: &Path) -> Result<()> {
-        match self.method {
-            Method::Lora { .. } => self.save_weights(dir)?,
-            Method::Full => self.save_full(dir, load::file_dtype(&self.files))?,
+        match &self.method {
+            Method::Lora(attached) if attached.spec.init.changes_base() && !self.convert => {
+                let residual = dir.join(RESIDUAL_MODEL);
+                replace_dir_atomically(&residual, |dir| -> Result<()> {
+                    adapter::write_residual(dir, &self.files, &self.decoder, attached)?;
+                    Ok(self.tokenizer.save(dir)?)
+                })?;
+                self.save_adapter(dir, attached, &residual.display().to_string(), Form::Raw)?;
+            }
+            Method::Lora(_) => self.save_weights(dir)?,
+            Method::Whole => self.save_whole(dir, load::file_dtype(&self.files))?,
         }
         self.tokenizer.save(dir)?;
         Ok(())
@@ -144,19 +180,32 @@ impl TrainedModel {
 
     /// Takes the trained weights of a checkpoint.
     pub fn load_weights(&mut self, dir: &Path) -> Result<()> {
-        let (file, prefix) = match self.method {
-            Method::Lora { .. } => {
-                (TensorFile::open(&dir.join("adapter_model.safetensors"))?, "base_model.model.")
+        match &self.method {
+            Method::Lora(attached) => {
+                let file = TensorFile::open(&dir.join("adapter_model.safetensors"))?;
+                adapter::restore(&self.decoder, &mut self.params, attached, |name, shape| {
+                    file.read(name, shape)
+                })
             }
-            Method::Full => (TensorFile::open_model(dir)?, ""),
-        };
-        for id in self.params.ids() {
-            let name = format!("{prefix}{}", self.params.name(id));
-            let tensor = file.read(&name, self.params.value(id).shape())?;
-            self.params.set(id, tensor)?;
+            Method::Whole => {
+                let file = TensorFile::open_model(dir)?;
+                for id in self.params.ids() {
+                    let tensor = file.read(self.params.name(id), self.params.value(id).shape())?;
+                    self.params.set(id, tensor)?;
+                }
+                Ok(())
+            }
         }
-        Ok(())
     }
+}
+
+fn neftune(config: &RunConfig) -> Option<Neftune> {
+    let alpha = config.neftune_noise_alpha.filter(|&a| a > 0.0)?;
+    let length = match config.neftune_scale {
+        NeftuneScale::PerSequence => NoiseLength::Sequence,
+        NeftuneScale::PerBatch => NoiseLength::Batch,
+    };
+    Some(Neftune { alpha, length })
 }
 
 /// Calls `write` with the tensors as f32 bytes.

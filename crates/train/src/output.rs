@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use loratune_model::adapter::{AdapterSpec, Init};
+
 use crate::config::{Finetuning, Reporter, RunConfig, Value};
 use crate::error::Result;
 use crate::model::Method;
@@ -77,15 +79,41 @@ pub(crate) fn write_state(trainer: &Trainer<'_>, finished: bool) -> Result<()> {
     Ok(())
 }
 
+/// What a run with adapters is called: `DoRA + PiSSA + LoRA+`.
+pub fn method_name(config: &RunConfig, spec: &AdapterSpec) -> String {
+    let mut parts = vec![if spec.use_dora { "DoRA" } else { "LoRA" }];
+    let fresh = config.adapter_name_or_path.is_none();
+    match spec.init {
+        Init::Pissa | Init::PissaNiter(_) if fresh => parts.push("PiSSA"),
+        Init::Olora if fresh => parts.push("OLoRA"),
+        _ => {}
+    }
+    if spec.use_rslora {
+        parts.push("rsLoRA");
+    }
+    if config.lora_plus() {
+        parts.push("LoRA+");
+    }
+    if config.neftune_noise_alpha.is_some_and(|a| a > 0.0) {
+        parts.push("NEFTune");
+    }
+    parts.join(" + ")
+}
+
 fn title(trainer: &Trainer<'_>) -> String {
     let name = |path: &str| {
         Path::new(path).file_name().map_or(path.to_string(), |n| n.to_string_lossy().into_owned())
     };
+    let config = trainer.config();
     let method = match &trainer.model.method {
-        Method::Lora { spec, .. } => format!("LoRA, rank {}", spec.r),
-        Method::Full => "full fine-tuning".into(),
+        Method::Lora(attached) => {
+            format!("{}, rank {}", method_name(config, &attached.spec), attached.spec.r)
+        }
+        Method::Whole if config.finetuning_type == Finetuning::Freeze => "partial fine-tuning".into(),
+        Method::Whole if config.unfrozen_parameters.is_empty() => "full fine-tuning".into(),
+        Method::Whole => "partial fine-tuning".into(),
     };
-    format!("{} · {method}", name(&trainer.config().model_name_or_path))
+    format!("{} · {method}", name(&config.model_name_or_path))
 }
 
 /// How fast the run was; the one place with wall-clock times.
@@ -133,8 +161,8 @@ pub(crate) fn write_card(trainer: &Trainer<'_>, eval_loss: Option<f64>) -> Resul
     // An adapter that was given has its own shape; what the configuration says of one was not used.
     let shape = ["lora_rank", "lora_alpha", "lora_target", "use_rslora", "rank_pattern", "alpha_pattern"];
     let lora = match &trainer.model.method {
-        Method::Lora { spec, .. } => Some(spec),
-        Method::Full => None,
+        Method::Lora(attached) => Some(&attached.spec),
+        Method::Whole => None,
     };
     let described = lora.into_iter().flat_map(|spec| {
         [

@@ -68,7 +68,11 @@ pub fn prepare(config: RunConfig) -> Result<Prepared> {
     let tokenizer = files.tokenizer()?;
     let data = load_data(&config, &tokenizer, started)?;
     check_fits(&data.train, &data.eval, &files)?;
-    let model = TrainedModel::open(&config, files, tokenizer)?;
+    let checkpoint = match &start {
+        Start::Resume(path) => Some(path.as_path()),
+        Start::Fresh => None,
+    };
+    let model = TrainedModel::open(&config, files, tokenizer, checkpoint)?;
     let feed = Feed::new(data.train, data.eval, &config);
     Ok(Prepared { config, model, feed, report: data.report, start, output, started })
 }
@@ -203,8 +207,8 @@ impl Prepared {
         let trained = self.model.params.numel();
         let base = self.model.decoder.spec().parameters();
         match self.model.method {
-            Method::Lora { .. } => (trained, base + trained),
-            Method::Full => (trained, base),
+            Method::Lora(_) => (trained, base + trained),
+            Method::Whole => (trained, base),
         }
     }
 

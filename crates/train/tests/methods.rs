@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use common::{Recorder, close, close_all, compare_logits, json};
 use loratune_engine::rng::Key;
 use loratune_engine::{DType, Params};
-use loratune_model::decoder::Dtypes;
+use loratune_model::decoder::{Dtypes, Trained};
 use loratune_model::files::{FileDType, ModelFiles, SafetensorsSource, TensorSource};
 use loratune_model::{adapter, load};
 use loratune_train::config::{Finetuning, RunConfig};
+use loratune_train::model::Method;
 use loratune_train::run::prepare;
 use loratune_train::trainer::Ending;
 use serde_json::Value;
@@ -41,7 +42,7 @@ fn check(name: &str) {
     let merged = dir.path().join("merged");
     let expected = folder.join("logits.safetensors");
     let (weight, logit) = match config.finetuning_type {
-        Finetuning::Full => {
+        Finetuning::Full | Finetuning::Freeze => {
             let weight = compare_full(name, &config, &output);
             std::fs::rename(&output, &merged).unwrap();
             (weight, 0.0)
@@ -53,7 +54,8 @@ fn check(name: &str) {
             compare_logits(decoder, params, &expected, LOGIT, &format!("{name}: PEFT's adapter"));
             let ours = with_adapter(&config, &output);
             std::fs::create_dir_all(&merged).unwrap();
-            adapter::merge(&merged, &ours.files, &ours.decoder, &ours.params, FileDType::F32)
+            let Method::Lora(attached) = &ours.method else { panic!("{name}: no adapter") };
+            adapter::merge(&merged, &ours.files, &ours.decoder, &ours.params, Some(attached), FileDType::F32)
                 .unwrap_or_else(|e| panic!("{name}: merging: {e}"));
             let what = format!("{name}: the adapter written");
             (weight, compare_logits(&ours.decoder, &ours.params, &expected, LOGIT, &what))
@@ -95,7 +97,7 @@ fn compare_merged(name: &str, merged: &Path, expected: &Path) -> f64 {
     let files = ModelFiles::open(merged).unwrap_or_else(|e| panic!("{name}: the merged model: {e}"));
     let mut params = Params::new();
     let dtypes = Dtypes { activations: DType::F32, weights: DType::F32 };
-    let decoder = load::decoder(&files, dtypes, &mut params, &|_: &str| false)
+    let decoder = load::decoder(&files, dtypes, &mut params, &Trained::Nothing)
         .unwrap_or_else(|e| panic!("{name}: the merged model: {e}"));
     compare_logits(&decoder, &params, expected, LOGIT, &format!("{name}: the merged model"))
 }

@@ -42,7 +42,7 @@ pub fn run(args: &MergeArgs, global: &Global) -> Result<()> {
     let before = args.verify.then(|| logits(&model.decoder, &model.params, &sequences)).transpose()?;
     let mut difference = None;
     replace_dir_atomically(&args.output, |dir| -> Result<(), Failure> {
-        adapter::merge(dir, &model.files, &model.decoder, &model.params, dtype)?;
+        adapter::merge(dir, &model.files, &model.decoder, &model.params, model.attached.as_ref(), dtype)?;
         model.tokenizer.save(dir).map_err(anyhow::Error::from)?;
         if let Some(before) = &before {
             // Verified before it is put in place: what is not finite never appears under its name.

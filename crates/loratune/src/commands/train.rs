@@ -296,7 +296,7 @@ fn next_command(config: &RunConfig, template: Option<&str>, outcome: &Outcome) -
     let result = shell_word(&outcome.output_dir.display().to_string());
     let model = match config.finetuning_type {
         Finetuning::Lora => format!("{} --adapter {result}", shell_word(&config.model_name_or_path)),
-        Finetuning::Full => result,
+        Finetuning::Full | Finetuning::Freeze => result,
     };
     let template = template.map_or(String::new(), |t| format!(" --template {}", shell_word(t)));
     format!("loratune generate --model {model}{template} --prompt \"…\"")

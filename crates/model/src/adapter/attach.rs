@@ -1,269 +1,245 @@
-//! Putting adapters on a decoder, fresh or from files, and taking their tensors off again.
+//! Putting adapters on a decoder: fresh, from files, or from a checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use loratune_engine::ops::{Dropout, Lora};
-use loratune_engine::rng::Key;
-use loratune_engine::{DType, Params, Tensor};
+use loratune_engine::ops::{Dora, Dropout, Lora, RowNorm};
+use loratune_engine::{DType, FrozenWeight, Params, Tensor, Weight};
+use rayon::prelude::*;
 
-use super::{AdapterSpec, Init, Targets};
-use crate::decoder::{Decoder, Linear};
+use super::AdapterSpec;
+use super::init::{self, StartingPoint};
+use super::plan::Site;
+use super::saved::{self, SavedTensors};
+use crate::decoder::{Decoder, Matrix, WeightSource};
 use crate::error::{Error, Result};
 use crate::files::RawTensor;
-use crate::files::peft::{AdapterConfig, InitLoraWeights, ModuleNames};
+use crate::spec::{EMBEDDING, HEAD, MatrixKind};
 
-/// What PEFT puts before a module path in its files.
-const PREFIX: &str = "base_model.model.";
+/// Where A, B and magnitudes come from.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    /// The initialiser, drawn from a seed.
+    Fresh { seed: u64 },
+    /// An adapter's files, as PEFT means them.
+    Saved(&'a BTreeMap<String, RawTensor<'static>>),
+    /// A checkpoint of a run with this spec, in [`Form::Plain`](super::Form).
+    Resumed(&'a BTreeMap<String, RawTensor<'static>>),
+}
 
 /// What was attached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Attached {
+    pub spec: AdapterSpec,
     /// Last path components of the adapted modules, sorted: what PEFT's `target_modules` lists.
     pub targets: Vec<String>,
     pub modules: usize,
+    /// The first A and B, which were taken out of the base weight, by module path.
+    pub(super) taken: BTreeMap<String, [Tensor; 2]>,
+    /// Base weights that the adapter's files bring along, by tensor name.
+    pub(super) replaced: BTreeMap<String, Tensor>,
 }
 
-fn chosen(decoder: &Decoder, spec: &AdapterSpec) -> Result<Vec<usize>> {
-    let paths: Vec<&str> = decoder.linears().map(|l| l.path.as_str()).collect();
-    spec.targets.choose(&paths, spec.exclude.as_ref(), &spec.layers)
+/// One site's tensors.
+struct SiteStart {
+    a: Tensor,
+    b: Tensor,
+    /// DoRA's, if the files hold it.
+    magnitude: Option<Tensor>,
+    taken: Option<[Tensor; 2]>,
+    residual: Option<Tensor>,
 }
 
-fn attach(
-    decoder: &mut Decoder,
-    params: &mut Params,
-    spec: &AdapterSpec,
-    mut tensors: impl FnMut(&Linear, usize) -> Result<[Tensor; 2]>,
-) -> Result<Attached> {
-    if spec.r == 0 || !(0.0..1.0).contains(&spec.dropout) {
-        return Err(Error::Invalid(format!(
-            "an adapter of rank {} with dropout {} can't be made: the rank is at least 1, the dropout in [0, 1)",
-            spec.r, spec.dropout
-        )));
+impl SiteStart {
+    fn plain(a: Tensor, b: Tensor) -> SiteStart {
+        SiteStart { a, b, magnitude: None, taken: None, residual: None }
     }
-    let wanted: BTreeSet<usize> = chosen(decoder, spec)?.into_iter().collect();
-    let mut names = BTreeSet::new();
-    for (_, linear) in decoder.linears_mut().enumerate().filter(|(i, _)| wanted.contains(i)) {
-        let (r, scaling) = spec.rank_and_scaling(&linear.path)?;
-        let [a, b] = tensors(linear, r)?;
-        let dropout = if spec.dropout > 0.0 { Dropout::Random(spec.dropout) } else { Dropout::None };
-        linear.adapter = Some(Lora {
-            a: params.add(format!("{}.lora_A.weight", linear.path), a)?,
-            b: params.add(format!("{}.lora_B.weight", linear.path), b)?,
-            scaling,
-            dropout,
-            dora: None,
-        });
-        names.extend(linear.path.rsplit('.').next().map(str::to_string));
+}
+
+impl From<StartingPoint> for SiteStart {
+    fn from(start: StartingPoint) -> SiteStart {
+        let taken = start.residual.is_some().then(|| [start.a.clone(), start.b.clone()]);
+        SiteStart { taken, residual: start.residual, ..SiteStart::plain(start.a, start.b) }
     }
-    Ok(Attached { targets: names.into_iter().collect(), modules: wanted.len() })
 }
 
-/// Attaches fresh adapters, drawn from `seed`.
-pub fn attach_new(
-    decoder: &mut Decoder,
-    params: &mut Params,
-    spec: &AdapterSpec,
-    seed: u64,
-) -> Result<Attached> {
-    let dtype = decoder.dtype().compute();
-    attach(decoder, params, spec, |linear, r| initial(linear, r, spec.init, seed, dtype))
-}
-
-fn initial(linear: &Linear, r: usize, init: Init, seed: u64, dtype: DType) -> Result<[Tensor; 2]> {
-    let [out, input] = linear.shape;
-    let key = Key::new(seed).named("adapter").named(&linear.path);
-    let draw = |i: u64| match init {
-        Init::Kaiming => (2.0 * key.uniform(i) - 1.0) / (input as f64).sqrt(),
-        Init::Gaussian => key.normal(i) / r as f64,
-    };
-    let a: Vec<f64> = (0..(r * input) as u64).map(draw).collect();
-    Ok([Tensor::from_vec(a, &[r, input])?.to_dtype(dtype), Tensor::zeros(dtype, &[out, r])])
-}
-
-/// Attaches adapters from PEFT's files.
+/// Attaches `spec`'s adapters to a decoder that was built with [`AdapterSpec::trained`]'s tensors as parameters, and with
+/// nothing else trained. `source` gives the base's weights, for initialisers that look at them.
 ///
 /// # Errors
-/// If a tensor is missing, left over, of the wrong shape, or not finite: an adapter is loaded whole or not at all.
-pub fn attach_saved(
+/// If the spec does not fit the model; if a tensor of the files is missing, left over, of the wrong shape, or not
+/// finite: an adapter is loaded whole or not at all.
+pub fn attach(
     decoder: &mut Decoder,
     params: &mut Params,
     spec: &AdapterSpec,
-    tensors: &BTreeMap<String, RawTensor<'static>>,
+    start: Start<'_>,
+    source: &dyn WeightSource,
 ) -> Result<Attached> {
-    let dtype = decoder.dtype().compute();
-    let mut used = BTreeSet::new();
-    let attached = attach(decoder, params, spec, |linear, r| {
-        let [out, input] = linear.shape;
-        let mut one = |suffix: &str, shape: [usize; 2]| -> Result<Tensor> {
-            let name = format!("{PREFIX}{}.{suffix}.weight", linear.path);
-            let raw = tensors
-                .get(&name)
-                .ok_or_else(|| Error::Invalid(format!("the adapter's file has no tensor '{name}'")))?;
-            let tensor = dense(&name, raw, &shape, dtype)?;
-            used.insert(name);
-            Ok(tensor)
-        };
-        Ok([one("lora_A", [r, input])?, one("lora_B", [out, r])?])
-    })?;
-    if let Some(extra) = tensors.keys().find(|k| !used.contains(*k)) {
-        return Err(Error::Invalid(format!(
-            "the adapter's file holds the tensor '{extra}', which belongs to no module that its target_modules name \
-             in this model: is it an adapter of another model?"
-        )));
+    let sites = spec.sites(decoder.spec())?;
+    let names: BTreeSet<&str> = sites.iter().filter_map(|s| s.matrix.path.rsplit('.').next()).collect();
+    let mut attached = Attached {
+        spec: spec.clone(),
+        targets: names.into_iter().map(str::to_string).collect(),
+        modules: sites.len(),
+        taken: BTreeMap::new(),
+        replaced: BTreeMap::new(),
+    };
+    if let Start::Saved(tensors) | Start::Resumed(tensors) = start {
+        let saved = SavedTensors::new(tensors, &sites, params, spec.use_dora);
+        saved.check_names()?;
+        saved.read_trained(params)?;
+        attached.replaced = saved.base_weights(decoder)?;
+        replace_base(decoder, &attached.replaced);
+    }
+    let tied = decoder.spec().tied_head;
+    let weight = |site: &Site| base_weight(site, tied, &attached.replaced, source);
+    // A few at a time: what an initialiser leaves of a weight is a copy of it.
+    for sites in sites.chunks(4 * rayon::current_num_threads()) {
+        let starts = sites
+            .par_iter()
+            .map(|site| match start {
+                Start::Fresh { seed } => Ok(init::start(site, spec.init, seed, || weight(site))?.into()),
+                Start::Saved(tensors) => from_saved(site, spec, tensors, || weight(site)),
+                Start::Resumed(tensors) => from_checkpoint(site, spec, tensors, || weight(site)),
+            })
+            .collect::<Result<Vec<SiteStart>>>()?;
+        for (site, mut start) in sites.iter().zip(starts) {
+            if let Some(taken) = start.taken.take() {
+                attached.taken.insert(site.matrix.path.clone(), taken);
+            }
+            put(decoder, params, spec, site, start)?;
+        }
     }
     Ok(attached)
 }
 
-/// A file's tensor as a dense one.
-pub(crate) fn dense(name: &str, raw: &RawTensor<'_>, shape: &[usize], dtype: DType) -> Result<Tensor> {
-    if raw.shape != shape {
-        return Err(Error::Invalid(format!(
-            "tensor '{name}' has the shape {:?} in the file, but the configuration asks for {shape:?}",
-            raw.shape
-        )));
+/// The base's W in f32.
+fn base_weight(
+    site: &Site,
+    tied: bool,
+    replaced: &BTreeMap<String, Tensor>,
+    source: &dyn WeightSource,
+) -> Result<Tensor> {
+    let shared = tied && site.matrix.kind == MatrixKind::Head;
+    let name = format!("{}.weight", if shared { EMBEDDING } else { &site.matrix.path });
+    match replaced.get(&name) {
+        Some(tensor) => Ok(tensor.clone()),
+        None => source.tensor(&name, &site.matrix.shape, DType::F32),
     }
-    let tensor = match dtype {
-        DType::F64 => Tensor::from_vec(raw.to_f64(), shape)?,
-        DType::F32 => Tensor::from_vec(raw.to_f32(), shape)?,
-        DType::BF16 => Tensor::from_vec(raw.to_bf16(), shape)?,
-    };
-    // The converted numbers are looked at: quantised ones would have to be converted a second time.
-    if !tensor.is_finite() {
-        let first = tensor.to_f64_vec().iter().position(|x| !x.is_finite()).unwrap_or_default();
-        return Err(Error::Invalid(format!(
-            "tensor '{name}' holds a number that is not finite in {dtype} (element {first}): the file is damaged"
-        )));
-    }
-    Ok(tensor)
 }
 
-/// The adapter's tensors under PEFT's names.
-pub fn adapter_tensors(decoder: &Decoder, params: &Params) -> Vec<(String, Tensor)> {
+fn from_saved(
+    site: &Site,
+    spec: &AdapterSpec,
+    tensors: &BTreeMap<String, RawTensor<'static>>,
+    weight: impl FnOnce() -> Result<Tensor>,
+) -> Result<SiteStart> {
+    let (a, b) = saved::factors(site, tensors, site.r)?;
+    let mut start = SiteStart::plain(a, b);
+    // An unconverted PiSSA or OLoRA adapter: what its start took out of the base is taken out again.
+    if spec.init.changes_base() && site.matrix.kind != MatrixKind::Embedding {
+        let first = init::start(site, spec.init, 0, weight)?;
+        (start.residual, start.taken) = (first.residual, Some([first.a, first.b]));
+    }
+    if spec.use_dora {
+        start.magnitude = Some(saved::magnitude(site, tensors)?);
+    }
+    Ok(start)
+}
+
+fn from_checkpoint(
+    site: &Site,
+    spec: &AdapterSpec,
+    tensors: &BTreeMap<String, RawTensor<'static>>,
+    weight: impl FnOnce() -> Result<Tensor>,
+) -> Result<SiteStart> {
+    if !spec.init.changes_base() {
+        return from_saved(site, spec, tensors, weight);
+    }
+    let (a, b) = saved::factors(site, tensors, 2 * site.r)?;
+    let ([a, first_a], [b, mut first_b]) = (saved::split_rows(&a)?, saved::split_cols(&b)?);
+    let mut start = SiteStart::plain(a, b);
+    if site.matrix.kind != MatrixKind::Embedding {
+        first_b.scale_assign(-1.0);
+        start.residual = Some(init::residual(&weight()?, &first_a, &first_b, site.scaling)?);
+        start.taken = Some([first_a, first_b]);
+    }
+    if spec.use_dora {
+        start.magnitude = Some(saved::magnitude(site, tensors)?);
+    }
+    Ok(start)
+}
+
+fn matrix_mut<'d>(decoder: &'d mut Decoder, path: &str) -> Result<&'d mut Matrix> {
     decoder
-        .linears()
-        .filter_map(|l| l.adapter.as_ref())
-        .flat_map(|lora| [lora.a, lora.b])
-        .map(|id| (format!("{PREFIX}{}", params.name(id)), params.value(id).clone()))
-        .collect()
+        .matrices_mut()
+        .find(|m| m.path == path)
+        .ok_or_else(|| Error::Invalid(format!("the decoder has no module '{path}'")))
 }
 
-/// See [`AdapterSpec::from_config`].
-pub(super) fn spec_from_config(config: &AdapterConfig) -> Result<AdapterSpec> {
-    let refuse =
-        |what: &str| Err(Error::Invalid(format!("the adapter uses {what}, which is not supported yet")));
-    if config.use_dora {
-        return refuse("DoRA (use_dora)");
+/// Puts one adapter in place.
+fn put(
+    decoder: &mut Decoder,
+    params: &mut Params,
+    spec: &AdapterSpec,
+    site: &Site,
+    start: SiteStart,
+) -> Result<()> {
+    let dtype = decoder.dtype().compute();
+    let matrix = matrix_mut(decoder, &site.matrix.path)?;
+    let embedding = matrix.kind == MatrixKind::Embedding;
+    let frozen = matrix.weight.resolve(params);
+    if let Some(residual) = start.residual {
+        let FrozenWeight::Dense(old) = &*frozen;
+        matrix.weight = Weight::dense(residual.to_dtype(old.dtype()));
     }
-    if config.bias != "none" {
-        return refuse("trained biases (bias)");
-    }
-    if config.modules_to_save.as_ref().is_some_and(|m| !m.is_empty()) {
-        return refuse("whole trained modules (modules_to_save)");
-    }
-    if config.fan_in_fan_out || config.layers_pattern.is_some() {
-        return refuse("fan_in_fan_out or layers_pattern");
-    }
-    let init = match &config.init_lora_weights {
-        InitLoraWeights::Flag(_) => Init::Kaiming,
-        InitLoraWeights::Name(name) if name == "gaussian" => Init::Gaussian,
-        InitLoraWeights::Name(name) if name == "orthogonal" || name == "eva" => Init::Kaiming,
-        // These change the base weights when they start, so their A and B mean something else on the plain base.
-        InitLoraWeights::Name(name) => return refuse(&format!("init_lora_weights \"{name}\"")),
-    };
-    let targets = |names: &ModuleNames| match names {
-        ModuleNames::List(n) => Targets::Names(n.clone()),
-        ModuleNames::Pattern(p) if p == "all-linear" => Targets::AllLinear,
-        ModuleNames::Pattern(p) => Targets::Regex(p.clone()),
-    };
-    let Some(target_modules) = &config.target_modules else {
-        return Err(Error::Invalid(
-            "the adapter's configuration names no target_modules: PEFT would take them from a table by architecture; \
-             write them into adapter_config.json"
-                .into(),
-        ));
-    };
-    Ok(AdapterSpec {
-        r: config.r,
-        alpha: config.lora_alpha,
-        dropout: config.lora_dropout,
-        targets: targets(target_modules),
-        exclude: config.exclude_modules.as_ref().map(targets),
-        layers: config.layers_to_transform.clone().unwrap_or_default(),
-        rank_pattern: config.rank_pattern.clone(),
-        alpha_pattern: config.alpha_pattern.clone(),
-        use_rslora: config.use_rslora,
-        init,
-    })
-}
-
-/// See [`AdapterSpec::to_config`].
-pub(super) fn config_from_spec(spec: &AdapterSpec, base: Option<&str>, targets: &[String]) -> AdapterConfig {
-    let names = |t: &Targets| match t {
-        // The names that `all-linear` found, as PEFT saves it: every reader understands a list.
-        Targets::AllLinear => ModuleNames::List(targets.to_vec()),
-        Targets::Names(n) => {
-            let mut sorted = n.clone();
-            sorted.sort();
-            ModuleNames::List(sorted)
-        }
-        Targets::Regex(r) => ModuleNames::Pattern(r.clone()),
-    };
-    AdapterConfig {
-        task_type: Some("CAUSAL_LM".into()),
-        base_model_name_or_path: base.map(str::to_string),
-        r: spec.r,
-        lora_alpha: spec.alpha,
-        lora_dropout: spec.dropout,
-        target_modules: Some(names(&spec.targets)),
-        exclude_modules: spec.exclude.as_ref().map(names),
-        use_rslora: spec.use_rslora,
-        init_lora_weights: match spec.init {
-            Init::Kaiming => InitLoraWeights::Flag(true),
-            Init::Gaussian => InitLoraWeights::Name("gaussian".into()),
+    let [a, b, m] = saved::names(&site.matrix.path, site.matrix.kind);
+    let mut lora = Lora {
+        a: params.add(a, start.a.to_dtype(dtype))?,
+        b: params.add(b, start.b.to_dtype(dtype))?,
+        scaling: site.scaling,
+        // PEFT's adapters on embeddings have no dropout: there is no input to drop.
+        dropout: match spec.dropout {
+            p if p > 0.0 && !embedding => Dropout::Random(p),
+            _ => Dropout::None,
         },
-        rank_pattern: spec.rank_pattern.clone(),
-        alpha_pattern: spec.alpha_pattern.clone(),
-        layers_to_transform: (!spec.layers.is_empty()).then(|| spec.layers.clone()),
-        ..AdapterConfig::default()
+        dora: None,
+    };
+    if spec.use_dora {
+        let weight = matrix.weight.resolve(params);
+        let squares = if embedding { weight.column_squares() } else { weight.row_squares() };
+        let magnitude = match start.magnitude {
+            Some(m) => m.to_dtype(dtype),
+            None => {
+                let norms = matrix.adapted_norms(params, &lora)?;
+                if let Some(row) = norms.iter().position(|&n| n == 0.0) {
+                    return Err(Error::Invalid(format!(
+                        "use_dora: row {row} of {} is all zeros, so it has no direction that a magnitude could scale; \
+                         leave this module out (exclude_modules)",
+                        site.matrix.path
+                    )));
+                }
+                let n = norms.len();
+                Tensor::from_vec(norms, &[n])?.to_dtype(dtype)
+            }
+        };
+        let magnitude = params.add(m, magnitude)?;
+        lora.dora = Some(Dora { magnitude, norm: RowNorm::Recomputed { squares: squares.into() } });
     }
+    matrix.adapter = Some(lora);
+    Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::files::FileDType;
-
-    fn refused(dtype: FileDType, bytes: Vec<u8>, len: usize, element: usize) {
-        let raw = RawTensor { dtype, shape: vec![len], bytes: bytes.into() };
-        for to in [DType::F64, DType::F32, DType::BF16] {
-            let message = dense("model.norm.weight", &raw, &[len], to).unwrap_err().to_string();
-            let place =
-                format!("'model.norm.weight' holds a number that is not finite in {to} (element {element})");
-            assert!(message.contains(&place), "{dtype:?}: {message}");
+/// Puts base weights from an adapter's files in place; a head that shares the embedding's goes with it.
+fn replace_base(decoder: &mut Decoder, replaced: &BTreeMap<String, Tensor>) {
+    let tied = decoder.spec().tied_head;
+    let embedding = replaced.get(&format!("{EMBEDDING}.weight"));
+    for matrix in decoder.matrices_mut() {
+        let own = replaced.get(&format!("{}.weight", matrix.path));
+        let shared = embedding.filter(|_| tied && matrix.path == HEAD);
+        if let (Some(tensor), Weight::Frozen(old)) = (own.or(shared), &matrix.weight) {
+            let FrozenWeight::Dense(old) = &**old;
+            matrix.weight = Weight::dense(tensor.to_dtype(old.dtype()));
         }
-    }
-
-    #[test]
-    fn non_finite_numbers_are_found_in_every_format() {
-        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-            let mut values = vec![1.0f64; 100_000];
-            values[70_003] = bad;
-            values[90_000] = bad;
-            let cases: [(FileDType, Vec<u8>); 4] = [
-                (FileDType::F64, values.iter().flat_map(|x| x.to_le_bytes()).collect()),
-                (FileDType::F32, values.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect()),
-                (FileDType::F16, values.iter().flat_map(|x| half::f16::from_f64(*x).to_le_bytes()).collect()),
-                (
-                    FileDType::BF16,
-                    values.iter().flat_map(|x| half::bf16::from_f64(*x).to_le_bytes()).collect(),
-                ),
-            ];
-            for (dtype, bytes) in cases {
-                refused(dtype, bytes, values.len(), 70_003);
-            }
-        }
-        let mut block = vec![0u8; 34 * 3];
-        block[68..70].copy_from_slice(&half::f16::NAN.to_le_bytes());
-        refused(FileDType::Q8_0, block, 96, 64);
     }
 }

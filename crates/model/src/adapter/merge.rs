@@ -1,26 +1,82 @@
-//! Folding adapters into the weights.
+//! Folding adapters into the weights, and taking them out again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use loratune_engine::{DType, Params, Tensor};
 
-use crate::decoder::{Decoder, Linear};
-use crate::error::Result;
+use super::Attached;
+use crate::decoder::{Decoder, Matrix};
+use crate::error::{Error, Result};
 use crate::files::{FileDType, ModelFiles};
 use crate::load;
+use crate::spec::{EMBEDDING, HEAD, MatrixKind};
 
-/// W + s·B·A of an adapted layer, `[out, in]`, in f32 whatever W is stored in; who writes it rounds once.
-fn merged_weight(linear: &Linear, mut w: Tensor, params: &Params) -> Result<Tensor> {
-    if let Some(lora) = &linear.adapter {
-        let (a, b) = (params.value(lora.a), params.value(lora.b));
-        w.add_assign(&b.to_dtype(DType::F32).matmul(&a.to_dtype(DType::F32), lora.scaling)?)?;
+/// ‖W + s·B·A‖ of DoRA's modules at merging, by module path: what merging forgets and unmerging needs.
+pub type Norms = BTreeMap<String, Vec<f64>>;
+
+/// s·B·A of an adapted matrix in f32, in the layout of its weight.
+fn update(matrix: &Matrix, params: &Params) -> Result<Option<Tensor>> {
+    let Some(lora) = &matrix.adapter else { return Ok(None) };
+    let a = params.value(lora.a).to_dtype(DType::F32);
+    let b = params.value(lora.b).to_dtype(DType::F32);
+    Ok(Some(match matrix.kind {
+        MatrixKind::Embedding => transposed(&a)?.matmul(&transposed(&b)?, lora.scaling)?,
+        _ => b.matmul(&a, lora.scaling)?,
+    }))
+}
+
+fn transposed(t: &Tensor) -> Result<Tensor> {
+    let (data, rows, cols) = (t.slice::<f32>()?, t.rows(), t.cols());
+    let out = (0..rows * cols).map(|i| data[(i % rows) * cols + i / rows]).collect();
+    Ok(Tensor::from_vec::<f32>(out, &[cols, rows])?)
+}
+
+/// W·diag or diag·W: each output feature (a row, or a column of an embedding table) times its factor.
+fn scale_features(w: &mut Tensor, kind: MatrixKind, factors: &[f64]) -> Result<()> {
+    let cols = w.cols();
+    for (i, row) in w.slice_mut::<f32>()?.chunks_exact_mut(cols).enumerate() {
+        for (j, x) in row.iter_mut().enumerate() {
+            let factor = factors[if kind == MatrixKind::Embedding { j } else { i }];
+            *x = (f64::from(*x) * factor) as f32;
+        }
+    }
+    Ok(())
+}
+
+/// The norm of each output feature.
+fn feature_norms(w: &Tensor, kind: MatrixKind) -> Result<Vec<f64>> {
+    let (cols, embedding) = (w.cols(), kind == MatrixKind::Embedding);
+    let mut squares = vec![0.0; if embedding { cols } else { w.rows() }];
+    for (i, row) in w.slice::<f32>()?.chunks_exact(cols).enumerate() {
+        for (j, &x) in row.iter().enumerate() {
+            squares[if embedding { j } else { i }] += f64::from(x) * f64::from(x);
+        }
+    }
+    squares.iter_mut().for_each(|s| *s = s.sqrt());
+    Ok(squares)
+}
+
+/// W + s·B·A, and with DoRA each feature of it scaled to its magnitude, in f32 whatever W is stored in; who writes it
+/// rounds once. `norms` gets what DoRA divides by.
+fn merged_weight(matrix: &Matrix, mut w: Tensor, params: &Params, norms: &mut Norms) -> Result<Tensor> {
+    let (Some(update), Some(lora)) = (update(matrix, params)?, &matrix.adapter) else { return Ok(w) };
+    w.add_assign(&update)?;
+    if let Some(dora) = &lora.dora {
+        let n = feature_norms(&w, matrix.kind)?;
+        let m = params.value(dora.magnitude).to_f64_vec();
+        let factors: Vec<f64> = m.iter().zip(&n).map(|(m, n)| m / n).collect();
+        scale_features(&mut w, matrix.kind, &factors)?;
+        norms.insert(matrix.path.clone(), n);
     }
     Ok(w)
 }
 
-/// Writes the model's folder with the decoder's adapters folded into the weights of `files`, in type `dtype`. Weights
-/// are read, merged in f32 and rounded once, one at a time.
+/// Writes the model's folder with the decoder's adapters folded into the weights of `files`, in type `dtype`: W + s·B·A
+/// with DoRA's magnitudes, and the trained modules and biases in place of the base's. Weights are read, merged in f32
+/// and rounded once, one at a time. A head that shared the embedding's weight and no longer equals it is written by itself.
+///
+/// Returns DoRA's norms, which [`unmerge`] needs.
 ///
 /// # Errors
 /// If a merged weight is not finite, or something can't be read or written.
@@ -29,21 +85,104 @@ pub fn merge(
     files: &ModelFiles,
     decoder: &Decoder,
     params: &Params,
+    attached: Option<&Attached>,
+    dtype: FileDType,
+) -> Result<Norms> {
+    let matrices: HashMap<String, &Matrix> =
+        decoder.matrices().map(|m| (format!("{}.weight", m.path), m)).collect();
+    let mut norms = Norms::new();
+    let base = |name: &str| -> Result<Tensor> {
+        let shared = files.config.tie_word_embeddings && name == format!("{HEAD}.weight");
+        let read_from = if shared { format!("{EMBEDDING}.weight") } else { name.to_string() };
+        match attached.and_then(|a| a.replaced.get(&read_from)) {
+            Some(tensor) => Ok(tensor.clone()),
+            None => load::read_f32(files, &read_from),
+        }
+    };
+    load::write_model(dir, files, dtype, decoder.is_untied(), |name| {
+        let merged = match (params.find(name), matrices.get(name)) {
+            (Some(id), _) => params.value(id).to_dtype(DType::F32),
+            (None, Some(matrix)) => {
+                let mut w = base(name)?;
+                // What the initialiser took out of the base is in A and B, not in the file's weight as well.
+                if let (Some([a, b]), Some(lora)) =
+                    (attached.and_then(|x| x.taken.get(&matrix.path)), &matrix.adapter)
+                {
+                    w.add_assign(&b.matmul(a, -lora.scaling)?)?;
+                }
+                merged_weight(matrix, w, params, &mut norms)?
+            }
+            (None, None) => base(name)?,
+        };
+        match merged.is_finite() {
+            true => Ok(merged),
+            false => Err(Error::Invalid(format!(
+                "the merged weight {name} is not finite: the adapter is damaged, or a magnitude's row has no length"
+            ))),
+        }
+    })?;
+    Ok(norms)
+}
+
+/// Writes the model's folder with what a PiSSA or OLoRA adapter took out of the base taken out of `files`: the base that the
+/// adapter's raw factors belong on, in the type of the files.
+pub fn write_residual(dir: &Path, files: &ModelFiles, decoder: &Decoder, attached: &Attached) -> Result<()> {
+    let scalings: HashMap<&str, f64> =
+        decoder.matrices().filter_map(|m| Some((m.path.as_str(), m.adapter.as_ref()?.scaling))).collect();
+    let head = attached.taken.contains_key(HEAD) && files.config.tie_word_embeddings;
+    load::write_model(dir, files, load::file_dtype(files), head, |name| {
+        let shared = head && name == format!("{HEAD}.weight");
+        let mut w = load::read_f32(files, if shared { "model.embed_tokens.weight" } else { name })?;
+        let path = name.strip_suffix(".weight").unwrap_or(name);
+        if let (Some([a, b]), Some(scaling)) = (attached.taken.get(path), scalings.get(path)) {
+            w.add_assign(&b.matmul(a, -scaling)?)?;
+        }
+        Ok(w)
+    })
+}
+
+/// Writes the model's folder with the decoder's adapters taken out of `files`, into which they were merged: W' − s·B·A, or
+/// with DoRA W'·‖W + s·B·A‖/m − s·B·A by the `norms` that merging returned.
+///
+/// # Errors
+/// If the adapter holds what replaces weights (the replaced ones are gone), or DoRA's norms are missing.
+pub fn unmerge(
+    dir: &Path,
+    files: &ModelFiles,
+    decoder: &Decoder,
+    params: &Params,
+    attached: &Attached,
+    norms: &Norms,
     dtype: FileDType,
 ) -> Result<()> {
-    let linears: HashMap<String, &Linear> =
-        decoder.linears().map(|l| (format!("{}.weight", l.path), l)).collect();
-    load::write_model(dir, files, dtype, |name| {
-        let base = load::read_f32(files, name)?;
-        let merged = match linears.get(name) {
-            Some(linear) => merged_weight(linear, base, params)?,
-            None => base,
-        };
-        if !merged.is_finite() {
-            return Err(crate::Error::Invalid(format!(
-                "the merged weight {name} is not finite: the adapter is damaged"
-            )));
+    let spec = &attached.spec;
+    if !spec.modules_to_save.is_empty() || spec.bias != super::Bias::None || !attached.replaced.is_empty() {
+        return Err(Error::Invalid(
+            "the adapter replaces weights of the base (modules_to_save, bias, embeddings), and the merged model no \
+             longer holds what they replaced: use the base itself"
+                .into(),
+        ));
+    }
+    let matrices: HashMap<String, &Matrix> =
+        decoder.matrices().map(|m| (format!("{}.weight", m.path), m)).collect();
+    load::write_model(dir, files, dtype, false, |name| {
+        let mut w = load::read_f32(files, name)?;
+        let Some(matrix) = matrices.get(name) else { return Ok(w) };
+        let (Some(mut update), Some(lora)) = (update(matrix, params)?, &matrix.adapter) else { return Ok(w) };
+        if let Some(dora) = &lora.dora {
+            let m = params.value(dora.magnitude).to_f64_vec();
+            let n = norms.get(&matrix.path).filter(|n| n.len() == m.len()).ok_or_else(|| {
+                Error::Invalid(format!(
+                    "merging DoRA replaces each row's length by its magnitude; without the norms of {} that merging wrote \
+                     (--norms) the old length can't be known",
+                    matrix.path
+                ))
+            })?;
+            let factors: Vec<f64> = m.iter().zip(n).map(|(m, n)| n / m).collect();
+            scale_features(&mut w, matrix.kind, &factors)?;
         }
-        Ok(merged)
+        update.scale_assign(-1.0);
+        w.add_assign(&update)?;
+        Ok(w)
     })
 }

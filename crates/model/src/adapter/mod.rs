@@ -1,27 +1,49 @@
-//! Adapters: which layers they go to, how they start, how they are saved and merged.
+//! Adapters: what they are put on, how they start, how they are saved, merged and converted.
+//!
+//! Three choices stay apart: the forward variant (LoRA or DoRA, in the engine's `linear` op), the initialiser
+//! ([`Init`]), and the training dynamics, which this crate knows nothing of.
 
 mod attach;
+pub mod combine;
+mod config;
+mod init;
 mod merge;
+mod plan;
+mod saved;
 mod target;
 
-pub(crate) use attach::dense;
-pub use attach::{Attached, adapter_tensors, attach_new, attach_saved};
-pub use merge::merge;
-pub use target::{Targets, all_linear_names};
+pub use attach::{Attached, Start, attach};
+pub use init::Init;
+pub use merge::{Norms, merge, unmerge, write_residual};
+pub use saved::{Form, adapter_files, dense, restore};
+pub use target::Targets;
 
 use std::collections::BTreeMap;
 
 use crate::error::Result;
-use crate::files::peft::AdapterConfig;
 
-/// How A and B start. (Initialisers that change W come with their own files.)
+/// Which biases are trained with the adapters (PEFT's `bias`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Init {
-    /// A uniform in ±1/√in (`kaiming_uniform_(a=√5)`), B zero: PEFT's `init_lora_weights=True`.
+pub enum Bias {
     #[default]
-    Kaiming,
-    /// A normal with standard deviation 1/r, B zero: PEFT's `"gaussian"`.
-    Gaussian,
+    None,
+    /// Every bias of the model.
+    All,
+    /// Those of adapted layers.
+    LoraOnly,
+}
+
+impl Bias {
+    pub const ALL: [Bias; 3] = [Bias::None, Bias::All, Bias::LoraOnly];
+
+    /// PEFT's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Bias::None => "none",
+            Bias::All => "all",
+            Bias::LoraOnly => "lora_only",
+        }
+    }
 }
 
 /// An adapter as it's asked for; PEFT's `LoraConfig` without what does not change the mathematics.
@@ -34,11 +56,18 @@ pub struct AdapterSpec {
     pub exclude: Option<Targets>,
     /// Block indices that are adapted; all when empty.
     pub layers: Vec<usize>,
+    /// Regular expressions for what stands before the block index in a path; the first number when empty.
+    pub layers_pattern: Vec<String>,
     /// Ranks and alphas of modules whose path ends with (or matches) the key, in PEFT's order.
     pub rank_pattern: BTreeMap<String, usize>,
     pub alpha_pattern: BTreeMap<String, f64>,
     /// s = α/√r instead of α/r (arXiv 2312.03732).
     pub use_rslora: bool,
+    /// Weight-decomposed: rows of the adapted weight have trained magnitudes (arXiv 2402.09353).
+    pub use_dora: bool,
+    pub bias: Bias,
+    /// Modules that are trained and saved whole; each the end of a module's path.
+    pub modules_to_save: Vec<String>,
     pub init: Init,
 }
 
@@ -49,17 +78,5 @@ impl AdapterSpec {
         let alpha = target::pattern(&self.alpha_pattern, path)?.unwrap_or(self.alpha);
         let scaling = if self.use_rslora { alpha / (r as f64).sqrt() } else { alpha / r as f64 };
         Ok((r, scaling))
-    }
-}
-
-impl AdapterSpec {
-    /// From PEFT's configuration file.
-    pub fn from_config(config: &AdapterConfig) -> Result<AdapterSpec> {
-        attach::spec_from_config(config)
-    }
-
-    /// PEFT's configuration of this adapter. `targets` are the names that were found.
-    pub fn to_config(&self, base_model: Option<&str>, targets: &[String]) -> AdapterConfig {
-        attach::config_from_spec(self, base_model, targets)
     }
 }

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fancy_regex::Regex;
 
+use super::AdapterSpec;
 use crate::error::{Error, Result};
+use crate::spec::{MatrixKind, MatrixSpec};
 
 /// A choice of modules.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,41 +43,48 @@ fn ends_with(path: &str, name: &str) -> bool {
 }
 
 impl Targets {
-    fn contains(&self, path: &str) -> Result<bool> {
+    fn contains(&self, matrix: &MatrixSpec) -> Result<bool> {
         match self {
-            Targets::AllLinear => Ok(true),
-            Targets::Names(names) => Ok(names.iter().any(|n| ends_with(path, n))),
-            Targets::Regex(r) => matches(&regex(&format!("^(?:{r})$"), "target_modules")?, path),
+            Targets::AllLinear => Ok(matrix.kind == MatrixKind::Linear),
+            Targets::Names(names) => Ok(names.iter().any(|n| ends_with(&matrix.path, n))),
+            Targets::Regex(r) => matches(&regex(&format!("^(?:{r})$"), "target_modules")?, &matrix.path),
         }
     }
 
-    /// The chosen ones of `paths`, in their order.
+    /// The chosen ones of a model's matrices, in their order: what `spec` targets but does not exclude, save whole, or
+    /// leave out by layer.
     ///
     /// # Errors
-    /// If a name, or the whole choice, matches nothing; the error lists what there is.
-    pub fn choose(&self, paths: &[&str], exclude: Option<&Targets>, layers: &[usize]) -> Result<Vec<usize>> {
-        let mut chosen = Vec::new();
-        for (i, path) in paths.iter().enumerate() {
-            let excluded = match exclude {
-                Some(e) => e.contains(path)?,
-                None => false,
-            };
-            let in_layer = layers.is_empty() || layer_index(path).is_some_and(|l| layers.contains(&l));
-            if !excluded && in_layer && self.contains(path)? {
-                chosen.push(i);
-            }
-        }
-        let names = all_linear_names(paths);
+    /// If a name, or the whole choice, matches nothing (the error lists what there is), or a module is both adapted
+    /// and saved whole.
+    pub(crate) fn choose(&self, matrices: &[MatrixSpec], spec: &AdapterSpec) -> Result<Vec<usize>> {
+        let names = last_names(matrices);
         if let Targets::Names(wanted) = self {
             for name in wanted {
-                if !paths.iter().any(|p| ends_with(p, name)) {
+                if !matrices.iter().any(|m| ends_with(&m.path, name)) {
                     return Err(unknown(name, &names));
                 }
+                if let Some(saved) = spec.modules_to_save.iter().find(|s| *s == name) {
+                    return Err(Error::Invalid(format!(
+                        "'{saved}' is both adapted (target_modules) and trained whole (modules_to_save); keep one"
+                    )));
+                }
+            }
+        }
+        let mut chosen = Vec::new();
+        for (i, matrix) in matrices.iter().enumerate() {
+            let excluded = match &spec.exclude {
+                Some(e) => e.contains(matrix)?,
+                None => false,
+            };
+            let saved = spec.modules_to_save.iter().any(|m| has_component(&matrix.path, m));
+            if !excluded && !saved && self.contains(matrix)? && spec.in_layers(&matrix.path)? {
+                chosen.push(i);
             }
         }
         if chosen.is_empty() {
             return Err(Error::Invalid(format!(
-                "the adapter's target '{self}' matches no linear layer of the model; its layers are {}",
+                "the adapter's target '{self}' matches no layer of the model that could be adapted; there are {}",
                 names.join(", ")
             )));
         }
@@ -83,31 +92,63 @@ impl Targets {
     }
 }
 
-fn unknown(name: &str, names: &[String]) -> Error {
-    let nearest = names
-        .iter()
+/// Whether whole components of the path are `name`: PEFT's rule for keeping adapters off `modules_to_save`.
+fn has_component(path: &str, name: &str) -> bool {
+    format!(".{path}.").contains(&format!(".{name}."))
+}
+
+impl AdapterSpec {
+    /// Whether the path is in the layers to transform.
+    fn in_layers(&self, path: &str) -> Result<bool> {
+        if self.layers.is_empty() {
+            return Ok(true);
+        }
+        let index = match self.layers_pattern.as_slice() {
+            [] => layer_index(path),
+            patterns => {
+                let mut found = None;
+                for p in patterns {
+                    let regex = regex(&format!(r"^(?:|.*?\.){p}\.(\d+)\."), "layers_pattern")?;
+                    let captures = regex
+                        .captures(path)
+                        .map_err(|e| Error::Invalid(format!("matching '{path}' failed: {e}")))?;
+                    found = captures.and_then(|c| c.get(1).and_then(|m| m.as_str().parse().ok()));
+                    if found.is_some() {
+                        break;
+                    }
+                }
+                found
+            }
+        };
+        Ok(index.is_some_and(|i| self.layers.contains(&i)))
+    }
+}
+
+/// "; did you mean 'x'?" if something is near, else ".".
+pub(crate) fn nearest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> String {
+    names
+        .into_iter()
         .map(|n| (strsim::jaro_winkler(name, n), n))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(score, _)| *score > 0.7)
-        .map_or(String::new(), |(_, n)| format!("; did you mean '{n}'?"));
-    let head = if ends_with("lm_head", name) || ends_with("model.embed_tokens", name) {
-        " (adapters on the embedding and on the head are not there yet)"
-    } else {
-        ""
-    };
+        .map_or(".".into(), |(_, n)| format!("; did you mean '{n}'?"))
+}
+
+fn unknown(name: &str, names: &[String]) -> Error {
+    let nearest = nearest(name, names.iter().map(String::as_str));
     Error::Invalid(format!(
-        "the adapter's target '{name}' is no linear layer of the model{head}{nearest} The model has {}",
+        "the adapter's target '{name}' is no layer of the model that could be adapted{nearest} The model has {}",
         names.join(", ")
     ))
 }
 
-/// The last path components of the model's linear layers: what `all-linear` stands for.
-pub fn all_linear_names(paths: &[&str]) -> Vec<String> {
-    let set: BTreeSet<&str> = paths.iter().map(|p| p.rsplit('.').next().unwrap_or(p)).collect();
+/// The last path components of matrices, each once.
+fn last_names(matrices: &[MatrixSpec]) -> Vec<String> {
+    let set: BTreeSet<&str> = matrices.iter().map(|m| m.path.rsplit('.').next().unwrap_or(&m.path)).collect();
     set.into_iter().map(str::to_string).collect()
 }
 
-/// The first number in a path, as PEFT's default `layers_pattern` finds it.
+/// The number after the second component of a path, as PEFT's default `layers_pattern` finds it.
 fn layer_index(path: &str) -> Option<usize> {
     path.split('.').find_map(|part| part.parse().ok())
 }
@@ -125,51 +166,106 @@ pub(crate) fn pattern<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapter::{Bias, Init};
 
-    const PATHS: [&str; 4] = [
+    const PATHS: [&str; 6] = [
+        "model.embed_tokens",
         "model.layers.0.self_attn.q_proj",
         "model.layers.0.mlp.up_proj",
         "model.layers.11.self_attn.q_proj",
         "model.layers.11.self_attn.v_proj",
+        "lm_head",
     ];
 
-    fn choose(t: Targets) -> Vec<usize> {
-        t.choose(&PATHS, None, &[]).unwrap()
+    fn spec(targets: Targets) -> AdapterSpec {
+        AdapterSpec {
+            r: 8,
+            alpha: 16.0,
+            dropout: 0.0,
+            targets,
+            exclude: None,
+            layers: Vec::new(),
+            layers_pattern: Vec::new(),
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            use_rslora: false,
+            use_dora: false,
+            bias: Bias::None,
+            modules_to_save: Vec::new(),
+            init: Init::Kaiming,
+        }
+    }
+
+    fn names(n: &[&str]) -> Targets {
+        Targets::Names(n.iter().map(|s| s.to_string()).collect())
+    }
+
+    fn try_choose(spec: &AdapterSpec) -> Result<Vec<usize>> {
+        let kinds = |path: &str| match path {
+            "lm_head" => MatrixKind::Head,
+            "model.embed_tokens" => MatrixKind::Embedding,
+            _ => MatrixKind::Linear,
+        };
+        let matrix =
+            |p: &&str| MatrixSpec { path: p.to_string(), kind: kinds(p), shape: [4, 4], bias: false };
+        let matrices: Vec<MatrixSpec> = PATHS.iter().map(matrix).collect();
+        spec.targets.choose(&matrices, spec)
+    }
+
+    fn choose(spec: AdapterSpec) -> Vec<usize> {
+        try_choose(&spec).unwrap()
+    }
+
+    fn error(spec: AdapterSpec) -> String {
+        try_choose(&spec).unwrap_err().to_string()
     }
 
     #[test]
     fn names_match_whole_components_from_the_end() {
-        let names = |n: &[&str]| Targets::Names(n.iter().map(|s| s.to_string()).collect());
-        assert_eq!(choose(names(&["q_proj"])), [0, 2]);
-        assert_eq!(choose(names(&["self_attn.v_proj", "model.layers.0.mlp.up_proj"])), [1, 3]);
-        let error = names(&["proj"]).choose(&PATHS, None, &[]).unwrap_err().to_string();
+        assert_eq!(choose(spec(names(&["q_proj"]))), [1, 3]);
+        assert_eq!(choose(spec(names(&["self_attn.v_proj", "model.layers.0.mlp.up_proj"]))), [2, 4]);
+        assert_eq!(choose(spec(names(&["embed_tokens", "lm_head"]))), [0, 5]);
+        let text = error(spec(names(&["proj"])));
         assert!(
-            error.contains("'proj' is no linear layer") && error.contains("q_proj, up_proj, v_proj"),
-            "{error}"
+            text.contains("'proj' is no layer of the model")
+                && text.contains("embed_tokens, lm_head, q_proj, up_proj, v_proj"),
+            "{text}"
         );
-        let error = names(&["q_porj"]).choose(&PATHS, None, &[]).unwrap_err().to_string();
-        assert!(error.contains("did you mean 'q_proj'?"), "{error}");
+        let text = error(spec(names(&["q_porj"])));
+        assert!(text.contains("did you mean 'q_proj'?"), "{text}");
+    }
+
+    #[test]
+    fn all_linear_is_every_linear_layer_but_the_head() {
+        assert_eq!(choose(spec(Targets::AllLinear)), [1, 2, 3, 4]);
     }
 
     #[test]
     fn regexes_match_the_whole_path() {
-        assert_eq!(choose(Targets::Regex(r".*\.(q|v)_proj".into())), [0, 2, 3]);
-        assert_eq!(choose(Targets::Regex(r".*layers\.(?!0\.).*".into())), [2, 3]);
-        assert!(Targets::Regex("q_proj".into()).choose(&PATHS, None, &[]).is_err());
+        assert_eq!(choose(spec(Targets::Regex(r".*\.(q|v)_proj".into()))), [1, 3, 4]);
+        assert_eq!(choose(spec(Targets::Regex(r".*layers\.(?!0\.).*".into()))), [3, 4]);
+        assert!(try_choose(&spec(Targets::Regex("q_proj".into()))).is_err());
     }
 
     #[test]
-    fn exclusion_and_layers_narrow_the_choice() {
-        let exclude = Targets::Names(vec!["q_proj".into()]);
-        assert_eq!(Targets::AllLinear.choose(&PATHS, Some(&exclude), &[]).unwrap(), [1, 3]);
-        assert_eq!(Targets::AllLinear.choose(&PATHS, None, &[11]).unwrap(), [2, 3]);
+    fn exclusion_layers_and_saved_modules_narrow_the_choice() {
+        let all = || spec(Targets::AllLinear);
+        assert_eq!(choose(AdapterSpec { exclude: Some(names(&["q_proj"])), ..all() }), [2, 4]);
+        assert_eq!(choose(AdapterSpec { layers: vec![11], ..all() }), [3, 4]);
+        let pattern = |p: &str| AdapterSpec { layers: vec![0], layers_pattern: vec![p.into()], ..all() };
+        assert_eq!(choose(pattern("layers")), [1, 2]);
+        assert!(try_choose(&pattern("h")).is_err());
+        assert_eq!(choose(AdapterSpec { modules_to_save: vec!["mlp".into()], ..all() }), [1, 3, 4]);
+        let both =
+            AdapterSpec { modules_to_save: vec!["lm_head".into()], ..spec(names(&["lm_head", "q_proj"])) };
+        assert!(error(both).contains("both adapted"));
     }
 
     #[test]
     fn patterns_take_the_first_key_that_matches_the_end() {
         let p = BTreeMap::from([("q_proj".to_string(), 4), (r"layers\.11\..*".to_string(), 8)]);
-        assert_eq!(pattern(&p, PATHS[0]).unwrap(), Some(4));
-        assert_eq!(pattern(&p, PATHS[3]).unwrap(), Some(8));
-        assert_eq!(pattern(&p, PATHS[1]).unwrap(), None);
+        assert_eq!(pattern(&p, PATHS[1]).unwrap(), Some(4));
+        assert_eq!(pattern(&p, PATHS[4]).unwrap(), Some(8));
+        assert_eq!(pattern(&p, PATHS[2]).unwrap(), None);
     }
 }

@@ -1,17 +1,18 @@
 //! Building a decoder from weights that are read, or drawn at random.
 
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use loratune_engine::rng::Key;
 use loratune_engine::{DType, Params, Tensor, Weight};
 use rayon::prelude::*;
 
-use super::{Block, Decoder, Linear, Norm};
+use super::{Block, Decoder, Matrix, Norm};
 use crate::error::{Error, Result};
-use crate::spec::DecoderSpec;
+use crate::spec::{DecoderSpec, EMBEDDING, HEAD, MatrixKind};
 
 /// Where a decoder's weights come from.
-pub trait WeightSource {
+pub trait WeightSource: Sync {
     /// The tensor of this Hugging Face name in type `dtype`.
     ///
     /// # Errors
@@ -55,29 +56,79 @@ impl WeightSource for RandomWeights {
     }
 }
 
+/// Which of a model's own tensors are trained.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Trained {
+    #[default]
+    Nothing,
+    Everything,
+    Tensors {
+        names: BTreeSet<String>,
+        /// Head and embedding become two matrices even if the files share one: PEFT's `modules_to_save` copies what it
+        /// trains, and leaves the other as it is.
+        untied: bool,
+    },
+}
+
+impl Trained {
+    pub fn contains(&self, tensor: &str) -> bool {
+        match self {
+            Trained::Nothing => false,
+            Trained::Everything => true,
+            Trained::Tensors { names, .. } => names.contains(tensor),
+        }
+    }
+
+    pub fn unties(&self) -> bool {
+        matches!(self, Trained::Tensors { untied: true, .. })
+    }
+}
+
 struct Builder<'a> {
     source: &'a dyn WeightSource,
     params: &'a mut Params,
-    trained: &'a dyn Fn(&str) -> bool,
+    trained: &'a Trained,
     dtypes: Dtypes,
 }
 
 impl Builder<'_> {
     fn weight(&mut self, name: String, shape: &[usize]) -> Result<Weight> {
-        if (self.trained)(&name) {
-            let tensor = self.source.tensor(&name, shape, self.dtypes.activations.compute())?;
-            return Ok(Weight::Param(self.params.add(name, tensor)?));
-        }
-        Ok(Weight::dense(self.source.tensor(&name, shape, self.dtypes.weights)?))
+        let read_from = name.clone();
+        self.weight_from(name, &read_from, shape)
     }
 
-    fn linear(&mut self, path: String, out: usize, input: usize, bias: bool) -> Result<Linear> {
+    fn weight_from(&mut self, name: String, read_from: &str, shape: &[usize]) -> Result<Weight> {
+        if self.trained.contains(&name) {
+            let tensor = self.source.tensor(read_from, shape, self.dtypes.activations.compute())?;
+            return Ok(Weight::Param(self.params.add(name, tensor)?));
+        }
+        Ok(Weight::dense(self.source.tensor(read_from, shape, self.dtypes.weights)?))
+    }
+
+    fn table(&self, path: &str, kind: MatrixKind, weight: Weight, shape: [usize; 2]) -> Matrix {
+        Matrix { path: path.into(), kind, weight, bias: None, shape, adapter: None }
+    }
+
+    /// The head: a matrix of its own, or the embedding's.
+    fn head(&mut self, spec: &DecoderSpec, embedding: &Matrix) -> Result<Matrix> {
+        let name = format!("{HEAD}.weight");
+        let weight = match (spec.tied_head, self.trained.unties()) {
+            (false, _) => self.weight(name, &embedding.shape)?,
+            (true, true) if self.trained.contains(&name) || embedding.weight.param().is_some() => {
+                self.weight_from(name, &format!("{EMBEDDING}.weight"), &embedding.shape)?
+            }
+            (true, _) => embedding.weight.clone(),
+        };
+        Ok(self.table(HEAD, MatrixKind::Head, weight, embedding.shape))
+    }
+
+    fn linear(&mut self, path: String, out: usize, input: usize, bias: bool) -> Result<Matrix> {
         let weight = self.weight(format!("{path}.weight"), &[out, input])?;
         let bias = match bias {
             true => Some(self.weight(format!("{path}.bias"), &[out])?),
             false => None,
         };
-        Ok(Linear { path, weight, bias, shape: [out, input], adapter: None })
+        Ok(Matrix { path, kind: MatrixKind::Linear, weight, bias, shape: [out, input], adapter: None })
     }
 
     fn norm(&mut self, path: String, size: usize) -> Result<Norm> {
@@ -105,8 +156,7 @@ impl Builder<'_> {
 }
 
 impl Decoder {
-    /// Builds the decoder. Weights whose tensor name `trained` accepts become parameters, in the activations' compute
-    /// type.
+    /// Builds the decoder. The weights that are trained become parameters, in the activations' compute type.
     ///
     /// # Errors
     /// Whatever the source says of a tensor.
@@ -115,7 +165,7 @@ impl Decoder {
         source: &dyn WeightSource,
         dtypes: Dtypes,
         params: &mut Params,
-        trained: &dyn Fn(&str) -> bool,
+        trained: &Trained,
     ) -> Result<Decoder> {
         if spec.num_layers == 0 || !spec.head_dim.is_multiple_of(2) {
             return Err(Error::Invalid(format!(
@@ -125,14 +175,14 @@ impl Decoder {
         }
         let mut b = Builder { source, params, trained, dtypes };
         let table = [spec.vocab_size, spec.hidden_size];
+        let weight = b.weight(format!("{EMBEDDING}.weight"), &table)?;
+        let embedding = b.table(EMBEDDING, MatrixKind::Embedding, weight, table);
         Ok(Decoder {
-            embedding: b.weight("model.embed_tokens.weight".into(), &table)?,
             blocks: (0..spec.num_layers).map(|i| b.block(spec, i)).collect::<Result<_>>()?,
             norm: b.norm("model.norm".into(), spec.hidden_size)?,
-            head: match spec.tied_head {
-                true => None,
-                false => Some(b.weight("lm_head.weight".into(), &table)?),
-            },
+            head: b.head(spec, &embedding)?,
+            embedding,
+            neftune: None,
             rope: Mutex::new(std::sync::Arc::new(loratune_engine::ops::RopeTable::new(&[], 0, 1.0))),
             spec: spec.clone(),
             dtype: dtypes.activations,

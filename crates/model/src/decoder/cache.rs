@@ -64,6 +64,7 @@ impl Decoder {
             documents: Documents::from_lengths(&lengths),
             positions: positions.into(),
             targets: Vec::new(),
+            longest_row: lengths.iter().copied().max().unwrap_or(0),
         };
         let mut tape = Tape::new(params, Mode::Infer);
         let x = self.hidden(&mut tape, &batch, Some(sequences), None)?;

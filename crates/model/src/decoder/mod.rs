@@ -5,28 +5,39 @@ mod cache;
 
 use std::sync::{Arc, Mutex};
 
-use loratune_engine::ops::{self, AttentionConfig, Lora, LossOutput, RopeTable};
+use loratune_engine::ops::{self, AttentionConfig, Lora, LossOutput, RopeTable, RowNorm};
 use loratune_engine::{DType, Mode, Params, Tape, Tensor, Var, Weight};
 
-pub use build::{Dtypes, RandomWeights, WeightSource};
+pub use build::{Dtypes, RandomWeights, Trained, WeightSource};
 pub use cache::Sequences;
 
 use crate::batch::Batch;
 use crate::error::{Error, Result};
-use crate::spec::DecoderSpec;
+use crate::neftune::Neftune;
+use crate::spec::{DecoderSpec, MatrixKind};
 
-/// A linear layer at a module path such as `model.layers.0.self_attn.q_proj`.
+/// A weight matrix at a module path such as `model.layers.0.self_attn.q_proj`: what an adapter can be put on.
 #[derive(Clone, Debug)]
-pub struct Linear {
+pub struct Matrix {
     pub path: String,
+    pub kind: MatrixKind,
     pub weight: Weight,
     pub bias: Option<Weight>,
-    /// `[out, in]`
+    /// `[out, in]`; `[vocabulary, hidden]` for the embedding and the head.
     pub shape: [usize; 2],
+    /// Of an embedding, A is `[r, vocabulary]` and B `[hidden, r]`; else A is `[r, in]` and B `[out, r]`.
     pub adapter: Option<Lora>,
 }
 
-impl Linear {
+impl Matrix {
+    /// ‖W + s·B·A‖ that DoRA's magnitudes belong to: by row, or by column of an embedding table.
+    pub(crate) fn adapted_norms(&self, params: &Params, lora: &Lora) -> Result<Vec<f64>> {
+        Ok(match self.kind {
+            MatrixKind::Embedding => ops::column_norms(params, &self.weight, lora)?,
+            _ => ops::row_norms(params, &self.weight, lora)?,
+        })
+    }
+
     fn forward(&self, tape: &mut Tape<'_>, x: &Var) -> Result<Var> {
         Ok(ops::linear(tape, x, &self.weight, self.bias.as_ref(), self.adapter.as_ref())?)
     }
@@ -41,28 +52,46 @@ struct Norm {
 #[derive(Clone, Debug)]
 struct Block {
     input_norm: Norm,
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    o: Linear,
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+    o: Matrix,
     post_norm: Norm,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
 }
 
-/// A causal language model. Its trainable weights live in the [`Params`] that it was built with.
+/// A causal language model. Its trainable weights live in the [`Params`] that it was built with. A clone shares the frozen
+/// weights, so that several adapters can stand on one base.
 #[derive(Debug)]
 pub struct Decoder {
     spec: DecoderSpec,
     /// Type of the activations.
     dtype: DType,
-    embedding: Weight,
+    embedding: Matrix,
     blocks: Vec<Block>,
     norm: Norm,
-    /// `None` when tied to the embedding.
-    head: Option<Weight>,
+    /// Its weight is the embedding's when the two are tied.
+    head: Matrix,
+    /// Noise on the embeddings in training passes.
+    neftune: Option<Neftune>,
     rope: Mutex<Arc<RopeTable>>,
+}
+
+impl Clone for Decoder {
+    fn clone(&self) -> Decoder {
+        Decoder {
+            spec: self.spec.clone(),
+            dtype: self.dtype,
+            embedding: self.embedding.clone(),
+            blocks: self.blocks.clone(),
+            norm: self.norm.clone(),
+            head: self.head.clone(),
+            neftune: self.neftune,
+            rope: Mutex::new(self.rope.lock().unwrap_or_else(|e| e.into_inner()).clone()),
+        }
+    }
 }
 
 /// Called with the name and value of every stage of a forward pass; for finding where a value went wrong.
@@ -102,36 +131,45 @@ impl Decoder {
         Ok(table.clone())
     }
 
-    fn head(&self) -> &Weight {
-        self.head.as_ref().unwrap_or(&self.embedding)
+    /// Every weight matrix in the order of the forward pass, the embedding first and the head last.
+    pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let blocks = self.blocks.iter().flat_map(|b| [&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down]);
+        [&self.embedding].into_iter().chain(blocks).chain([&self.head])
     }
 
-    /// Every linear layer but the head, in the order of the forward pass.
-    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.blocks.iter().flat_map(|b| [&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down])
-    }
-
-    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        self.blocks
+    pub fn matrices_mut(&mut self) -> impl Iterator<Item = &mut Matrix> {
+        let blocks = self
+            .blocks
             .iter_mut()
-            .flat_map(|b| [&mut b.q, &mut b.k, &mut b.v, &mut b.o, &mut b.gate, &mut b.up, &mut b.down])
+            .flat_map(|b| [&mut b.q, &mut b.k, &mut b.v, &mut b.o, &mut b.gate, &mut b.up, &mut b.down]);
+        [&mut self.embedding].into_iter().chain(blocks).chain([&mut self.head])
     }
 
-    /// Every weight with its Hugging Face tensor name.
-    pub fn weights(&self) -> Vec<(String, &Weight)> {
-        let mut out = vec![("model.embed_tokens.weight".to_string(), &self.embedding)];
-        for b in &self.blocks {
-            for n in [&b.input_norm, &b.post_norm] {
-                out.push((format!("{}.weight", n.path), &n.weight));
+    /// Whether head and embedding, shared in the files, have become two: one is adapted, or trained by itself.
+    pub fn is_untied(&self) -> bool {
+        let own = self.spec.tied_head && self.head.weight.param() != self.embedding.weight.param();
+        own || (self.spec.tied_head && (self.head.adapter.is_some() || self.embedding.adapter.is_some()))
+    }
+
+    /// Noise on the embeddings in training passes.
+    pub fn set_neftune(&mut self, neftune: Option<Neftune>) {
+        self.neftune = neftune;
+    }
+
+    /// Takes the row norms of DoRA from the present adapters once, for passes over parameters that no longer change:
+    /// recomputing them for each generated token costs more than the token.
+    pub fn fix_norms(&mut self, params: &Params) -> Result<()> {
+        for matrix in self.matrices_mut() {
+            let Some(lora) = &matrix.adapter else { continue };
+            if lora.dora.is_none() {
+                continue;
+            }
+            let norms = matrix.adapted_norms(params, lora)?;
+            if let Some(dora) = matrix.adapter.as_mut().and_then(|l| l.dora.as_mut()) {
+                dora.norm = RowNorm::Fixed(norms.into());
             }
         }
-        for l in self.linears() {
-            out.push((format!("{}.weight", l.path), &l.weight));
-            out.extend(l.bias.as_ref().map(|b| (format!("{}.bias", l.path), b)));
-        }
-        out.push(("model.norm.weight".to_string(), &self.norm.weight));
-        out.extend(self.head.as_ref().map(|h| ("lm_head.weight".to_string(), h)));
-        out
+        Ok(())
     }
 
     /// The last hidden states after the final norm, `[tokens, hidden]`. With `caches`, the batch's documents continue
@@ -150,7 +188,13 @@ impl Decoder {
                 p(name, v.value());
             }
         };
-        let mut x = ops::embedding(tape, &batch.ids, &self.embedding, None, 1.0, self.dtype)?;
+        let table = &self.embedding;
+        let scale = self.spec.embedding_scale;
+        let mut x =
+            ops::embedding(tape, &batch.ids, &table.weight, table.adapter.as_ref(), scale, self.dtype)?;
+        if let Some(neftune) = &self.neftune {
+            x = ops::uniform_noise(tape, &x, &neftune.magnitudes(batch, self.spec.hidden_size, scale))?;
+        }
         see("model.embed_tokens", &x);
         for (i, block) in self.blocks.iter().enumerate() {
             let caches = sequences.as_deref_mut().map(|s| s.layer(i));
@@ -175,7 +219,7 @@ impl Decoder {
         let (eps, head_dim, config) = (self.spec.norm_eps, self.spec.head_dim, self.attention_config());
         let normed = ops::rms_norm(tape, &x, &block.input_norm.weight, eps)?;
         see(&block.input_norm.path, &normed);
-        let mut project = |tape: &mut Tape<'_>, linear: &Linear, x: &Var| -> Result<Var> {
+        let mut project = |tape: &mut Tape<'_>, linear: &Matrix, x: &Var| -> Result<Var> {
             let y = linear.forward(tape, x)?;
             see(&linear.path, &y);
             Ok(y)
@@ -211,7 +255,13 @@ impl Decoder {
     /// The sum of the trained tokens' losses, recorded on the tape.
     pub fn loss(&self, tape: &mut Tape<'_>, batch: &Batch) -> Result<LossOutput> {
         let x = self.hidden(tape, batch, None, None)?;
-        Ok(ops::linear_cross_entropy(tape, &x, self.head(), None, &batch.targets)?)
+        Ok(ops::linear_cross_entropy(
+            tape,
+            &x,
+            &self.head.weight,
+            self.head.adapter.as_ref(),
+            &batch.targets,
+        )?)
     }
 
     /// Logits of every token, `[tokens, vocabulary]`, in the activations' compute type.
@@ -224,7 +274,7 @@ impl Decoder {
     fn project_to_vocabulary(&self, tape: &mut Tape<'_>, hidden: Tensor) -> Result<Tensor> {
         // In the compute type: logits are compared and sampled from, and bf16 would tie close ones.
         let x = tape.constant(hidden.to_dtype(self.dtype.compute()));
-        Ok(ops::linear(tape, &x, self.head(), None, None)?.value().clone())
+        Ok(self.head.forward(tape, &x)?.value().clone())
     }
 
     /// Where the first non-finite value of a forward pass appears, by module path.

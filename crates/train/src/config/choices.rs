@@ -3,6 +3,7 @@
 use super::field::{Field, Problem};
 use super::value::Value;
 use crate::schedule::ScheduleKind;
+use loratune_model::adapter::{Bias, Init};
 
 /// One line per value: variant, spelling, further spellings of the same. `not_yet` lists known values to refuse by name.
 macro_rules! choices {
@@ -73,8 +74,10 @@ choices! {
         Lora = "lora",
         /// All weights.
         Full = "full",
+        /// All weights of some layers.
+        Freeze = "freeze",
     }
-    not_yet ["freeze", "oft"]
+    not_yet ["oft"]
 }
 
 choices! {
@@ -185,45 +188,62 @@ choices! {
     not_yet ["auto", "cuda", "cuda:0", "gpu", "mps"]
 }
 
-/// How adapters start (`init_lora_weights`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InitLora {
-    /// PEFT's `true`: A uniform in ±1/√in, B zero.
-    Kaiming,
-    /// A normal with standard deviation 1/r, B zero.
-    Gaussian,
+choices! {
+    /// The length in NEFTune's noise (`neftune_scale`).
+    NeftuneScale {
+        /// Each sequence's own.
+        PerSequence = "per_sequence",
+        /// That of the batch's longest row.
+        PerBatch = "per_batch",
+    }
+    not_yet []
 }
 
-/// PEFT's other initialisers: the one place that says which are still to come.
-const INIT_NOT_YET: [&str; 9] =
-    ["orthogonal", "pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica", "pissa_niter_"];
+/// PEFT's initialisers that are still to come.
+const INIT_NOT_YET: [&str; 5] = ["corda", "eva", "loftq", "lora_ga", "mica"];
 
-impl Field for InitLora {
+impl Field for Init {
     fn expected() -> String {
-        "true or gaussian".into()
+        "true, false, gaussian, orthogonal, pissa, pissa_niter_N (N iterations) or olora".into()
     }
     fn parse(value: &Value) -> Result<Self, Problem> {
         match value {
-            Value::Bool(true) => Ok(InitLora::Kaiming),
-            Value::Bool(false) => Err(Problem::Refused(
-                "PEFT's random B would change the model before the first step; use true or gaussian".into(),
-            )),
-            Value::Str(s) => match s.trim().to_ascii_lowercase().as_str() {
-                "true" => Ok(InitLora::Kaiming),
-                "gaussian" => Ok(InitLora::Gaussian),
-                name if INIT_NOT_YET.contains(&name) || name.starts_with("pissa_niter_") => {
-                    Err(not_yet(&["true", "gaussian"]))
+            Value::Bool(true) => Ok(Init::Kaiming),
+            Value::Bool(false) => Ok(Init::Random),
+            Value::Str(s) => {
+                let name = s.trim().to_ascii_lowercase();
+                match Init::from_name(&name) {
+                    Some(init) => Ok(init),
+                    None if INIT_NOT_YET.contains(&name.as_str()) => Err(Problem::Refused(format!(
+                        "loratune does not have it yet; it has {}",
+                        Self::expected()
+                    ))),
+                    None => Err(Problem::Type),
                 }
-                _ => Err(Problem::Type),
-            },
+            }
             _ => Err(Problem::Type),
         }
     }
     fn to_value(&self) -> Value {
         match self {
-            InitLora::Kaiming => Value::Bool(true),
-            InitLora::Gaussian => Value::Str("gaussian".into()),
+            Init::Kaiming => Value::Bool(true),
+            Init::Random => Value::Bool(false),
+            other => Value::Str(other.name()),
         }
+    }
+}
+
+impl Field for Bias {
+    const TEXT: bool = true;
+    fn expected() -> String {
+        one_of(&Bias::ALL.map(Bias::name))
+    }
+    fn parse(value: &Value) -> Result<Self, Problem> {
+        let Value::Str(name) = value else { return Err(Problem::Type) };
+        Bias::ALL.into_iter().find(|b| b.name() == name.trim()).ok_or(Problem::Type)
+    }
+    fn to_value(&self) -> Value {
+        Value::Str(self.name().into())
     }
 }
 

@@ -59,6 +59,45 @@ impl Field for u64 {
     }
 }
 
+/// A whole number that may be negative.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signed(pub i64);
+
+impl Field for Signed {
+    fn expected() -> String {
+        "a whole number".into()
+    }
+    fn parse(value: &Value) -> Result<Self, Problem> {
+        value.as_i64().map(Signed).ok_or(Problem::Type)
+    }
+    fn to_value(&self) -> Value {
+        Value::Int(self.0)
+    }
+}
+
+/// Iterations of a fast decomposition, or `None` (-1) for the exact one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Iterations(pub Option<u64>);
+
+impl Field for Iterations {
+    fn expected() -> String {
+        "a number of iterations up to 1000, or -1 for the exact decomposition".into()
+    }
+    fn parse(value: &Value) -> Result<Self, Problem> {
+        match value.as_i64() {
+            Some(-1) => Ok(Iterations(None)),
+            Some(n) => match u64::try_from(n) {
+                Ok(n) if n <= 1000 => Ok(Iterations(Some(n))),
+                _ => Err(Problem::Type),
+            },
+            None => Err(Problem::Type),
+        }
+    }
+    fn to_value(&self) -> Value {
+        self.0.map_or(Value::Int(-1), |n| n.to_value())
+    }
+}
+
 impl Field for f64 {
     fn expected() -> String {
         "a number".into()

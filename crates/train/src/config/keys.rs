@@ -4,7 +4,7 @@
 //! the field of [`RunConfig`] all come from this list; only what concerns several keys at once is in `validate.rs`.
 
 use super::choices::*;
-use super::field::{Field, Kwargs, Limit, Problem, Resume, Steps, Targets};
+use super::field::{Field, Iterations, Kwargs, Limit, Problem, Resume, Signed, Steps, Targets};
 use super::value::Value;
 
 /// Whose meaning a key has.
@@ -16,6 +16,8 @@ pub enum Source {
     LlamaFactory,
     /// PEFT's `LoraConfig`.
     Peft,
+    /// Axolotl's configuration.
+    Axolotl,
     /// loratune's own.
     Loratune,
 }
@@ -27,6 +29,7 @@ impl Source {
             Source::HuggingFace => "Hugging Face",
             Source::LlamaFactory => "LLaMA-Factory",
             Source::Peft => "PEFT",
+            Source::Axolotl => "Axolotl",
             Source::Loratune => "loratune",
         }
     }
@@ -61,6 +64,7 @@ const VAL_SIZE: Rule = Rule {
     text: "a share below 1 or a whole number of rows from 2 (a bare 1 is neither)",
     ok: |v| number(v, |x| (0.0..1.0).contains(&x) || (x >= 2.0 && x.fract() == 0.0)),
 };
+const NOT_ZERO: Rule = Rule { text: "not 0", ok: |v| number(v, |x| x != 0.0) };
 const ALL_ROWS: Rule =
     Rule { text: "at least 1; leave it out for all rows", ok: |v| number(v, |x| x >= 1.0) };
 const NOT_ALL: Rule =
@@ -191,7 +195,7 @@ run_config! {
     "Method" {
         /// `sft`: rows of text are trained whole, prompts with responses on the response.
         stage: Stage = Stage::Sft, LlamaFactory;
-        /// `lora` trains adapters on the frozen base, `full` trains all weights.
+        /// `lora` trains adapters on the frozen base, `full` all weights, `freeze` those of some layers.
         finetuning_type: Finetuning = Finetuning::Lora, LlamaFactory;
         /// Rank of the adapters.
         lora_rank: u64 = 8, LlamaFactory, alias "r", rule RANK;
@@ -199,13 +203,15 @@ run_config! {
         lora_alpha: Option<f64> = None, LlamaFactory, rule POSITIVE, words "2 × lora_rank";
         /// Dropout on the adapters' input.
         lora_dropout: f64 = 0.0, LlamaFactory, rule BELOW_1;
-        /// Modules to adapt: `all` (`all-linear`), names as a list or with commas, or a regular expression for the whole
-        /// path. Text is a regular expression if it holds anything but letters, digits, `_`, `.`, `-`, commas and spaces.
+        /// Modules to adapt: `all` (`all-linear`: every linear layer but the head), names (also `embed_tokens` and `lm_head`) as a
+        /// list or with commas, or a regular expression for the whole path. Text is a regular expression if it holds anything but letters, digits, `_`, `.`, `-`, commas and spaces.
         lora_target: Targets = Targets::AllLinear, LlamaFactory, alias "target_modules";
         /// Modules to leave out, written like lora_target.
         exclude_modules: Option<Targets> = None, Peft, rule NOT_ALL;
         /// Adapt only the layers with these indices.
         layers_to_transform: Option<Vec<u64>> = None, Peft;
+        /// Regular expressions for what stands before the layer's index in a path.
+        layers_pattern: Vec<String> = Vec::new(), Peft, words "the first index";
         /// Ranks that differ by module: names or regular expressions that end the module path; of several that match, the
         /// first in alphabetical order counts, as in PEFT's files.
         rank_pattern: Vec<(String, u64)> = Vec::new(), Peft;
@@ -213,8 +219,40 @@ run_config! {
         alpha_pattern: Vec<(String, f64)> = Vec::new(), Peft;
         /// Scale by lora_alpha / √lora_rank instead.
         use_rslora: bool = false, LlamaFactory;
-        /// How adapters start: `true` (uniform A, zero B) or `gaussian`.
-        init_lora_weights: InitLora = InitLora::Kaiming, Peft;
+        /// How adapters start: `true` (uniform A, zero B), `gaussian`, `orthogonal`, `false` (both random), or from the base's
+        /// own weights: `pissa` (exact SVD), `pissa_niter_16` (fast SVD with 16 iterations), `olora` (QR).
+        init_lora_weights: Init = Init::Kaiming, Peft;
+        /// PiSSA, spelt as LLaMA-Factory does: the same as init_lora_weights `pissa_niter_N` with N from pissa_iter.
+        pissa_init: bool = false, LlamaFactory;
+        /// Iterations of the fast SVD with pissa_init; -1 is the exact one.
+        pissa_iter: Option<Iterations> = None, LlamaFactory, words "16 with pissa_init";
+        /// Write what started from `pissa` or `olora` as plain LoRA of twice the rank on the untouched base; `false` writes the
+        /// factors as they are, and the base without its principal part in `residual_model` (LLaMA-Factory's default is false).
+        pissa_convert: bool = true, LlamaFactory;
+        /// DoRA: train the length of each row of the adapted weights apart from its direction.
+        use_dora: bool = false, LlamaFactory;
+        /// Train biases too: `none`, `all`, or those of the adapted layers (`lora_only`).
+        bias: Bias = Bias::None, Peft;
+        /// Modules to train and save whole beside the adapters, such as `embed_tokens, lm_head`.
+        modules_to_save: Vec<String> = Vec::new(), Peft, alias "additional_target";
+        /// LoRA+: learning rate of B as a multiple of A's; 0 is off, 1 is plain LoRA.
+        loraplus_lr_ratio: Option<f64> = None, LlamaFactory, rule NOT_NEGATIVE, words "off";
+        /// LoRA+: learning rate of adapters on embeddings.
+        loraplus_lr_embedding: Option<f64> = None, LlamaFactory, rule NOT_NEGATIVE,
+            words "1e-6 with loraplus_lr_ratio above 1";
+        /// NEFTune: α of the noise on the embeddings in training, ±α/√(length × hidden size); the paper uses 5 to 15.
+        neftune_noise_alpha: Option<f64> = None, HuggingFace, rule NOT_NEGATIVE, words "off";
+        /// The length in NEFTune's noise: each sequence's own (`per_sequence`, the paper's), or that of the batch's longest row
+        /// (`per_batch`, Hugging Face's).
+        neftune_scale: NeftuneScale = NeftuneScale::PerSequence, Loratune;
+        /// With `full`: train only parameters whose name matches one of these regular expressions from its start.
+        unfrozen_parameters: Vec<String> = Vec::new(), Axolotl, words "all";
+        /// With `freeze`: how many layers to train, the last ones, or the first ones if negative.
+        freeze_trainable_layers: Signed = Signed(2), LlamaFactory, rule NOT_ZERO;
+        /// With `freeze`: what to train in those layers, such as `self_attn, mlp`; `all` is everything.
+        freeze_trainable_modules: Vec<String> = vec!["all".into()], LlamaFactory;
+        /// With `freeze`: modules outside the layers to train too, such as `embed_tokens, norm`.
+        freeze_extra_modules: Vec<String> = Vec::new(), LlamaFactory;
     }
     "Data" {
         /// What to train on: .json or .jsonl files or folders of them, by their path, or by their name in dataset_dir (the
@@ -325,3 +363,4 @@ run_config! {
 }
 
 use crate::schedule::ScheduleKind;
+use loratune_model::adapter::{Bias, Init};

@@ -17,10 +17,11 @@ mod value;
 use std::collections::BTreeMap;
 
 pub use choices::{
-    BaseDtype, Device, EvalStrategy, Finetuning, InitLora, Metric, Optimizer, Reporter, SaveStrategy, Stage,
+    BaseDtype, Device, EvalStrategy, Finetuning, Metric, NeftuneScale, Optimizer, Reporter, SaveStrategy,
+    Stage,
 };
 pub use error::{ConfigError, Entry, Origin};
-pub use field::{Field, Kwargs, Limit, Problem, Resume, Steps, Targets};
+pub use field::{Field, Iterations, Kwargs, Limit, Problem, Resume, Signed, Steps, Targets};
 pub use keys::{KEYS, Key, Rule, RunConfig, Source};
 pub use value::Value;
 

@@ -1,11 +1,12 @@
 //! What several keys say together: values that follow from others, contradictions, keys without effect.
 
 use super::error::{ConfigError, Entry, Origin};
-use super::field::{Limit, Resume, Steps, Targets};
+use super::field::{Iterations, Limit, Resume, Steps, Targets};
 use super::keys::{KEYS, Key, RunConfig};
 use super::value::Value;
 use super::{BaseDtype, EvalStrategy, Finetuning, Loaded, SaveStrategy};
 use crate::schedule::{Schedule, ScheduleError, ScheduleKind};
+use loratune_model::adapter::Init;
 
 impl RunConfig {
     /// The learning-rate schedule that this configuration describes.
@@ -14,6 +15,12 @@ impl RunConfig {
     /// `lr_scheduler_kwargs` that the schedule cannot use; never after [`RunConfig::load`].
     pub fn schedule(&self) -> Result<Schedule, ScheduleError> {
         Schedule::new(self.lr_scheduler_type, &self.lr_scheduler_kwargs.0, self.learning_rate)
+    }
+
+    /// Whether LoRA+ is on: a ratio of 0 is off, and one of 1 is plain LoRA unless embeddings have a rate of their own.
+    pub fn lora_plus(&self) -> bool {
+        let embedding = self.loraplus_lr_embedding.is_some();
+        self.loraplus_lr_ratio.is_some_and(|ratio| ratio > 0.0 && (ratio != 1.0 || embedding))
     }
 
     /// Warm-up steps in a run of `total` steps, from `warmup_steps` or `warmup_ratio`; a share is rounded up.
@@ -31,6 +38,7 @@ impl Loaded {
     pub(super) fn resolve_and_check(&mut self, file: &str) -> Result<(), ConfigError> {
         self.check_required(file)?;
         self.check_evaluation()?;
+        self.check_pissa_spelling()?;
         self.resolve();
         self.check_best_model()?;
         self.check_method()?;
@@ -56,6 +64,16 @@ impl Loaded {
         if c.lora_alpha.is_none() {
             c.lora_alpha = Some(2.0 * c.lora_rank as f64);
             derived.push(("lora_alpha", "2 × lora_rank"));
+        }
+        if c.pissa_init {
+            // From here on it's spelt as PEFT does, also in the resolved configuration.
+            c.init_lora_weights = match c.pissa_iter {
+                Some(Iterations(None)) => Init::Pissa,
+                Some(Iterations(Some(n))) => Init::PissaNiter(n as usize),
+                None => Init::PissaNiter(16),
+            };
+            (c.pissa_init, c.pissa_iter) = (false, None);
+            derived.push(("init_lora_weights", "from pissa_init"));
         }
         if c.eval_steps.is_none() && c.eval_strategy == EvalStrategy::Steps {
             c.eval_steps = Some(c.logging_steps);
@@ -147,12 +165,40 @@ impl Loaded {
         }
     }
 
+    /// Before it is resolved: what is said twice must not be said differently.
+    fn check_pissa_spelling(&self) -> Result<(), ConfigError> {
+        let c = &self.config;
+        if c.pissa_init && self.origin("init_lora_weights").is_explicit() {
+            return self
+                .conflict(&["pissa_init", "init_lora_weights"], "both say how adapters start; keep one");
+        }
+        if c.pissa_iter.is_some() && !c.pissa_init {
+            return self.conflict(
+                &["pissa_iter", "pissa_init"],
+                "it counts the iterations of pissa_init; set pissa_init: true, or init_lora_weights: pissa_niter_N",
+            );
+        }
+        Ok(())
+    }
+
     fn check_method(&self) -> Result<(), ConfigError> {
         let c = &self.config;
-        if c.finetuning_type == Finetuning::Full && c.adapter_name_or_path.is_some() {
+        if !c.unfrozen_parameters.is_empty() && c.finetuning_type != Finetuning::Full {
+            return self.conflict(
+                &["unfrozen_parameters", "finetuning_type"],
+                "it chooses among the weights that full fine-tuning trains; with lora, name whole modules in modules_to_save",
+            );
+        }
+        if c.lora_plus() && c.finetuning_type == Finetuning::Lora && c.learning_rate == 0.0 {
+            return self.conflict(
+                &["loraplus_lr_ratio", "learning_rate"],
+                "a multiple of a learning rate of 0 is 0; set learning_rate",
+            );
+        }
+        if c.finetuning_type != Finetuning::Lora && c.adapter_name_or_path.is_some() {
             return self.conflict(
                 &["finetuning_type", "adapter_name_or_path"],
-                "full fine-tuning has no adapter; merge it into the model first, or use finetuning_type: lora",
+                "training whole weights has no adapter; merge it into the model first, or use finetuning_type: lora",
             );
         }
         if c.train_from_scratch && c.finetuning_type == Finetuning::Lora {
@@ -240,12 +286,39 @@ impl Loaded {
             "alpha_pattern",
             "use_rslora",
             "init_lora_weights",
+            "layers_pattern",
+            "pissa_init",
+            "pissa_iter",
+            "pissa_convert",
+            "use_dora",
+            "bias",
+            "modules_to_save",
         ];
+        let freeze = ["freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules"];
+        let lora_plus = ["loraplus_lr_ratio", "loraplus_lr_embedding"];
         let mut unused: Vec<(&[&'static str], &str)> = Vec::new();
-        if c.finetuning_type == Finetuning::Full {
-            unused.push((&lora_only, "finetuning_type is full"));
+        if c.finetuning_type != Finetuning::Lora {
+            let why = if c.finetuning_type == Finetuning::Full {
+                "finetuning_type is full"
+            } else {
+                "finetuning_type is freeze"
+            };
+            unused.push((&lora_only, why));
+            unused.push((&lora_plus, why));
         } else if c.adapter_name_or_path.is_some() {
             unused.push((&lora_only, "the adapter in adapter_name_or_path has its own"));
+        }
+        if c.finetuning_type != Finetuning::Freeze {
+            unused.push((&freeze, "finetuning_type is not freeze"));
+        }
+        if !c.lora_plus() {
+            unused.push((&["loraplus_lr_embedding"], "loraplus_lr_ratio is off"));
+        }
+        if !c.init_lora_weights.changes_base() {
+            unused.push((&["pissa_convert"], "init_lora_weights leaves the base as it is"));
+        }
+        if c.neftune_noise_alpha.is_none_or(|a| a == 0.0) {
+            unused.push((&["neftune_scale"], "neftune_noise_alpha is off"));
         }
         if c.eval_strategy == EvalStrategy::Epoch {
             unused.push((&["eval_steps"], "eval_strategy is epoch"));
