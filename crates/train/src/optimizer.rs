@@ -23,7 +23,9 @@ const LORA_PLUS_EMBEDDING: f64 = 1e-6;
 /// as fast; A and whole matrices as without LoRA+. The weight decay is the run's, as in the paper's code (PEFT has a key for it).
 fn group(name: &str, dimensions: usize, config: &RunConfig) -> Group {
     let lowercase = name.to_ascii_lowercase();
-    let decayed = !(lowercase.contains("bias") || lowercase.contains("norm"));
+    // PEFT's LoRA+ decays trained norms, which Hugging Face's `Trainer` does not: its list of norm classes lacks RMSNorm.
+    let norm = lowercase.contains("norm") && !config.lora_plus();
+    let decayed = !(lowercase.contains("bias") || norm);
     let weight_decay = if decayed { config.weight_decay } else { 0.0 };
     let lr_factor = match config.loraplus_lr_ratio.filter(|_| config.lora_plus()) {
         Some(_) if name.contains("lora_embedding_") => {

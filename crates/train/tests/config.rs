@@ -258,14 +258,27 @@ fn wrong_values_name_line_key_value_and_expectation() {
         ),
         ("seed: 99999999999999999999\n", &[], "run.yaml:4: seed is `1.0e+20`; expected a whole number"),
         (
-            "init_lora_weights: pissa\n",
+            "init_lora_weights: corda\n",
             &[],
-            "run.yaml:4: init_lora_weights is `pissa`: loratune does not have it yet; it has true or gaussian",
+            "run.yaml:4: init_lora_weights is `corda`: loratune does not have it yet; it has true, false, gaussian, \
+             orthogonal, pissa, pissa_niter_N (N iterations) or olora",
         ),
         (
-            "init_lora_weights: pissa_niter_16\n",
+            "init_lora_weights: pissa_niter\n",
             &[],
-            "run.yaml:4: init_lora_weights is `pissa_niter_16`: loratune does not have it yet; it has true or gaussian",
+            "run.yaml:4: init_lora_weights is `pissa_niter`; expected true, false, gaussian, orthogonal, pissa, \
+             pissa_niter_N (N iterations) or olora",
+        ),
+        ("bias: some\n", &[], "run.yaml:4: bias is `some`; expected none, all or lora_only"),
+        (
+            "pissa_iter: -2\n",
+            &[],
+            "run.yaml:4: pissa_iter is `-2`; expected a number of iterations up to 1000, or -1 for the exact decomposition",
+        ),
+        (
+            "freeze_trainable_layers: 0\n",
+            &[],
+            "run.yaml:4: freeze_trainable_layers is `0`; expected a whole number, not 0",
         ),
         (
             "optim: adamw_8bit\n",
@@ -303,8 +316,8 @@ fn keys_of_nobody_and_of_other_tools_are_told_apart() {
             "run.yaml:4: `quantization_bit` is LLaMA-Factory's; loratune does not have it yet; remove the line",
         ),
         (
-            "modules_to_save: [lm_head]\n",
-            "run.yaml:4: `modules_to_save` is PEFT's; loratune does not have it yet; remove the line",
+            "trainable_token_indices: [5]\n",
+            "run.yaml:4: `trainable_token_indices` is PEFT's; loratune does not have it yet; remove the line",
         ),
         ("lr: 1e-4\n", "run.yaml:4: `lr` is AutoTrain's; in loratune the key is `learning_rate`"),
         (
@@ -336,8 +349,45 @@ fn keys_of_nobody_and_of_other_tools_are_told_apart() {
 }
 
 #[test]
+fn llama_factorys_spellings_of_the_methods_mean_the_same() {
+    use loratune_model::adapter::{Bias, Init};
+    let c = config("pissa_init: true\n", &[]);
+    assert_eq!((c.init_lora_weights, c.pissa_init, c.pissa_iter), (Init::PissaNiter(16), false, None));
+    assert_eq!(config("pissa_init: true\npissa_iter: 4\n", &[]).init_lora_weights, Init::PissaNiter(4));
+    assert_eq!(config("pissa_init: true\npissa_iter: -1\n", &[]).init_lora_weights, Init::Pissa);
+    assert_eq!(config("pissa_init: false\npissa_convert: true\n", &[]), config("", &[]));
+    let c = config("additional_target: embed_tokens,lm_head\nbias: lora_only\nuse_dora: true\n", &[]);
+    assert_eq!(c.modules_to_save, ["embed_tokens", "lm_head"]);
+    assert!(c.use_dora && c.bias == Bias::LoraOnly);
+    // The article's command line has a ratio of 0.
+    assert!(!config("loraplus_lr_ratio: 0\n", &[]).lora_plus());
+    assert!(!config("loraplus_lr_ratio: 1\n", &[]).lora_plus());
+    assert!(config("loraplus_lr_ratio: 16\n", &[]).lora_plus());
+}
+
+#[test]
 fn contradictions_name_both_sides() {
     for (extra, want) in [
+        (
+            "pissa_init: true\ninit_lora_weights: olora\n",
+            "`pissa_init: true` (run.yaml:4) and `init_lora_weights: olora` (run.yaml:5) do not go together: both say how \
+             adapters start; keep one",
+        ),
+        (
+            "pissa_iter: 4\n",
+            "`pissa_iter: 4` (run.yaml:4) and `pissa_init: false` (default) do not go together: it counts the iterations \
+             of pissa_init; set pissa_init: true, or init_lora_weights: pissa_niter_N",
+        ),
+        (
+            "unfrozen_parameters: [lm_head]\n",
+            "`unfrozen_parameters: [lm_head]` (run.yaml:4) and `finetuning_type: lora` (default) do not go together: it \
+             chooses among the weights that full fine-tuning trains; with lora, name whole modules in modules_to_save",
+        ),
+        (
+            "loraplus_lr_ratio: 16\nlearning_rate: 0\n",
+            "`loraplus_lr_ratio: 16` (run.yaml:4) and `learning_rate: 0` (run.yaml:5) do not go together: a multiple of a \
+             learning rate of 0 is 0; set learning_rate",
+        ),
         (
             "load_best_model_at_end: true\n",
             "`load_best_model_at_end: true` (run.yaml:4) and `eval_strategy: \"no\"` (default) do not go together: nothing \
