@@ -228,6 +228,10 @@ impl Output {
                     std::fs::remove_file(&path).map_err(io(&path))?;
                 }
             }
+            let residual = self.dir.join(crate::model::RESIDUAL_MODEL);
+            if residual.join("config.json").is_file() {
+                remove_dir_atomically(&residual)?;
+            }
             let runs = self.dir.join("runs");
             for (path, name) in entries(&runs).unwrap_or_default() {
                 if name.starts_with("events.out.tfevents.") && name.contains(".loratune.") {

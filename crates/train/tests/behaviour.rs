@@ -1,72 +1,17 @@
 //! What a run promises beyond its numbers: the same result however it is cut up, interrupted or threaded.
 
+#[path = "common/tiny.rs"]
+mod tiny;
+
 use std::path::{Path, PathBuf};
 
-use loratune_train::config::{RunConfig, SaveStrategy};
+use loratune_train::Error;
+use loratune_train::config::SaveStrategy;
 use loratune_train::progress::{Evaluation, StepReport};
 use loratune_train::report::LogEntry;
-use loratune_train::run::{Outcome, prepare};
+use loratune_train::run::prepare;
 use loratune_train::trainer::{Ending, Observer};
-use loratune_train::{Error, Result};
-
-fn goldens() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/runs")
-}
-
-fn config(output: &Path, settings: &[&str]) -> RunConfig {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/goldens/llama/gqa-untied");
-    let mut all = vec![
-        format!("model_name_or_path={}", model.canonicalize().unwrap().display()),
-        format!("dataset={}", goldens().join("train.jsonl").display()),
-        format!("output_dir={}", output.display()),
-    ];
-    let defaults = [
-        "cutoff_len=64",
-        "learning_rate=0.01",
-        "max_steps=8",
-        "logging_steps=3",
-        "per_device_train_batch_size=4",
-        "lora_rank=4",
-    ];
-    all.extend(defaults.iter().chain(settings).map(|s| s.to_string()));
-    RunConfig::from_overrides(&all).unwrap().config
-}
-
-/// Records the steps, and asks to stop after one of them.
-#[derive(Default)]
-struct Watcher {
-    steps: Vec<StepReport>,
-    evaluations: Vec<f64>,
-    stop_after: Option<u64>,
-}
-
-impl Observer for Watcher {
-    fn step(&mut self, report: &StepReport) {
-        self.steps.push(*report);
-    }
-    fn evaluated(&mut self, _: u64, evaluation: &Evaluation) {
-        self.evaluations.push(evaluation.loss);
-    }
-    fn logged(&mut self, _: &LogEntry, _: u64) {}
-    fn saved(&mut self, _: u64, _: &Path) {}
-    fn stop_requested(&mut self) -> bool {
-        self.stop_after.is_some_and(|n| self.steps.last().is_some_and(|s| s.step >= n))
-    }
-}
-
-fn run(config: RunConfig) -> (Result<Outcome>, Watcher) {
-    run_until(config, None)
-}
-
-fn run_until(config: RunConfig, stop_after: Option<u64>) -> (Result<Outcome>, Watcher) {
-    let mut watcher = Watcher { stop_after, ..Watcher::default() };
-    let outcome = prepare(config).and_then(|p| p.run(&mut watcher));
-    (outcome, watcher)
-}
-
-fn bytes(dir: &Path, file: &str) -> Vec<u8> {
-    std::fs::read(dir.join(file)).unwrap_or_else(|e| panic!("{}: {e}", dir.join(file).display()))
-}
+use tiny::{bytes, config, goldens, run, run_until};
 
 const DROPOUT: &str = "lora_dropout=0.1";
 
@@ -83,6 +28,18 @@ fn an_interrupted_and_resumed_run_ends_with_the_bytes_of_the_whole_one() {
             "lr_scheduler_type=cosine",
         ],
         vec!["finetuning_type=full", "weight_decay=0.1"],
+        vec!["finetuning_type=freeze", "freeze_trainable_layers=1", "freeze_extra_modules=norm"],
+        vec!["init_lora_weights=olora", "bf16=true", "bias=all"],
+        vec![
+            DROPOUT,
+            "use_dora=true",
+            "init_lora_weights=pissa_niter_2",
+            "use_rslora=true",
+            "loraplus_lr_ratio=4",
+            "neftune_noise_alpha=5",
+            "modules_to_save=lm_head",
+            "packing=true",
+        ],
         vec![&eval, "eval_strategy=steps", "eval_steps=2", "save_steps=2", "load_best_model_at_end=true"],
     ] {
         let dir = tempfile::tempdir().unwrap();
@@ -99,7 +56,7 @@ fn an_interrupted_and_resumed_run_ends_with_the_bytes_of_the_whole_one() {
             let (outcome, seen) = run(config(&place, &resumed));
             assert_eq!(outcome.unwrap().ending, Ending::Finished);
             assert_eq!(seen.steps.first().unwrap().step, stop + 1);
-            let weights = if extra.contains(&"finetuning_type=full") {
+            let weights = if extra[0].starts_with("finetuning_type=") {
                 "model.safetensors"
             } else {
                 "adapter_model.safetensors"
