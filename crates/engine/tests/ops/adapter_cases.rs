@@ -26,10 +26,18 @@ fn adapter(i: &Inputs, first: usize, dropout: &Dropout, norm: Option<RowNorm>) -
 
 /// Cases that the central differences check too: with DoRA, of fixed norms.
 pub fn all() -> Vec<Case> {
-    [dora(false), lora_on_embedding(), dora_on_embedding(false), lora_on_head(), dora_on_head(false), noise()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        dora(false),
+        dora_beside_a_residual(),
+        lora_on_embedding(),
+        dora_on_embedding(false),
+        lora_on_head(),
+        dora_on_head(false),
+        noise(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// The same with norms from the present A and B, which central differences would see change.
@@ -74,6 +82,16 @@ fn dora(present: bool) -> Vec<Case> {
         }
     }
     cases
+}
+
+/// The gradient that scales its own in place is also another value's.
+fn dora_beside_a_residual() -> Vec<Case> {
+    let inputs = [("x", &[5, 3][..]), ("a", &[2, 3]), ("b", &[3, 2]), ("m", &[3])];
+    vec![case("dora and a residual", &inputs, |t, i| {
+        let (x, w) = (i.activation(t, 0), frozen(3, 3, i));
+        let y = ops::linear(t, &x, &w, None, Some(&adapter(i, 1, &Dropout::None, Some(made_up_norms(3)))))?;
+        ops::add(t, &x, &y)
+    })]
 }
 
 fn frozen_vector(n: usize, i: &Inputs) -> Weight {

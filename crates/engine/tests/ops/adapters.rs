@@ -313,3 +313,15 @@ fn noise_is_the_uniform_number_of_its_element_in_training_only() {
         assert!(noisy(Mode::Grad, false) == x.to_f64_vec() && noisy(Mode::Infer, false) == x.to_f64_vec());
     }
 }
+
+#[test]
+fn norms_of_a_weight_that_cancels_its_adapter_are_numbers() {
+    for dtype in [DType::F64, DType::F32] {
+        let mut s = Adapted::new([1, 33, 65, 4], dtype, false);
+        let [a, b] = [s.lora.a, s.lora.b].map(|id| s.params.value(id).clone());
+        s.weight = Weight::dense(b.matmul(&a, -SCALING).unwrap());
+        let norms = row_norms(&s.params, &s.weight, &s.plain()).unwrap();
+        // Half of the digits of a sum of squares are those of its root.
+        assert!(norms.iter().all(|&n| n < 1e-2), "{norms:?}");
+    }
+}
