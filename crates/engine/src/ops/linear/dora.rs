@@ -192,6 +192,34 @@ pub(super) struct DoraSaved {
     dm_factor: Tensor,
 }
 
+/// What a pass multiplies W by, together, so that it's decoded once.
+struct Products<R> {
+    /// drop(x)·Wᵀ `[n, out]`.
+    u: Vec<R>,
+    /// (x − drop(x))·Wᵀ, with dropout.
+    unseen: Option<Vec<R>>,
+    /// A·Wᵀ `[r, out]`, or nothing if it isn't wanted.
+    cross: Vec<R>,
+}
+
+fn products<R: Real>(
+    dora: &Dora,
+    f: &Factors<'_, R>,
+    &Input { x, n, weight, .. }: &Input<'_, R>,
+    dropped: Option<&[R]>,
+) -> Result<Products<R>> {
+    let unseen = dropped.map(|dropped| difference(x, dropped));
+    let mut inputs = vec![(dropped.unwrap_or(x), n)];
+    inputs.extend(unseen.as_deref().map(|unseen| (unseen, n)));
+    inputs.extend(dora.wants_cross().then_some((f.a, f.r)));
+    let mut products = weight.times_transposed_each(&inputs)?.into_iter();
+    Ok(Products {
+        u: products.next().unwrap_or_default(),
+        unseen: dropped.and_then(|_| products.next()),
+        cross: products.next().unwrap_or_default(),
+    })
+}
+
 /// y `[n, out]` of [`Dora`], rounded once to `dtype` in the pass that scales it and adds the bias.
 pub(super) fn forward<R: Real>(
     (lora, dora): (&Lora, &Dora),
@@ -200,19 +228,12 @@ pub(super) fn forward<R: Real>(
     bias: Option<&[R]>,
     dtype: DType,
 ) -> Result<(Tensor, DoraSaved)> {
-    let &Input { x, n, weight, shape: [out, cols] } = input;
+    let &Input { x, n, shape: [out, cols], .. } = input;
     let f = lora.factors::<R>(tape.params(), [out, cols])?;
     let mask = lora.mask(tape, n, cols)?;
     let dropped = mask.dropped(x);
     let seen = dropped.as_deref().unwrap_or(x);
-    let unseen = dropped.as_ref().map(|dropped| difference(x, dropped));
-    let mut inputs = vec![(seen, n)];
-    inputs.extend(unseen.as_deref().map(|unseen| (unseen, n)));
-    inputs.extend(dora.wants_cross().then_some((f.a, f.r)));
-    let mut products = weight.times_transposed_each(&inputs)?.into_iter();
-    let mut u = products.next().unwrap_or_default();
-    let unseen = unseen.and_then(|_| products.next());
-    let cross = products.next().unwrap_or_default();
+    let Products { mut u, unseen, cross } = products(dora, &f, input, dropped.as_deref())?;
     let scale = dora.scale(tape.params(), &f, &cross)?;
     let h = f.down(seen, n);
     f.add_up(&h, n, &mut u);
