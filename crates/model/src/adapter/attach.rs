@@ -212,13 +212,6 @@ fn put(
             Some(m) => m.to_dtype(dtype),
             None => {
                 let norms = matrix.adapted_norms(params, &lora)?;
-                if let Some(row) = norms.iter().position(|&n| n == 0.0) {
-                    return Err(Error::Invalid(format!(
-                        "use_dora: row {row} of {} is all zeros, so it has no direction that a magnitude could scale; \
-                         leave this module out (exclude_modules)",
-                        site.matrix.path
-                    )));
-                }
                 let n = norms.len();
                 Tensor::from_vec(norms, &[n])?.to_dtype(dtype)
             }

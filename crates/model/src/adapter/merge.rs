@@ -65,7 +65,8 @@ fn merged_weight(matrix: &Matrix, mut w: Tensor, params: &Params, norms: &mut No
     if let Some(dora) = &lora.dora {
         let n = feature_norms(&w, matrix.kind)?;
         let m = params.value(dora.magnitude).to_f64_vec();
-        let factors: Vec<f64> = m.iter().zip(&n).map(|(m, n)| m / n).collect();
+        // As in the forward pass, a feature without a length stays as it is.
+        let factors: Vec<f64> = m.iter().zip(&n).map(|(m, &n)| if n == 0.0 { 1.0 } else { m / n }).collect();
         scale_features(&mut w, matrix.kind, &factors)?;
         norms.insert(matrix.path.clone(), n);
     }
@@ -178,7 +179,7 @@ pub fn unmerge(
                     matrix.path
                 ))
             })?;
-            let factors: Vec<f64> = m.iter().zip(n).map(|(m, n)| n / m).collect();
+            let factors: Vec<f64> = m.iter().zip(n).map(|(m, &n)| if n == 0.0 { 1.0 } else { n / m }).collect();
             scale_features(&mut w, matrix.kind, &factors)?;
         }
         update.scale_assign(-1.0);
