@@ -114,7 +114,7 @@ pub fn attach(
 }
 
 /// The base's W in f32.
-fn base_weight(
+pub(super) fn base_weight(
     site: &Site,
     tied: bool,
     replaced: &BTreeMap<String, Tensor>,

@@ -108,9 +108,13 @@ fn init(value: &InitLoraWeights) -> Result<Init> {
         (Some(init), _) => Ok(init),
         // They leave the base as it is, and how A and B started no longer matters.
         (None, "eva" | "mica") => Ok(Init::Kaiming),
+        (None, "corda" | "lora_ga") => Err(Error::Invalid(format!(
+            "the adapter was trained on a base that \"{name}\" changed by what it saw of the data, which can't be made again: \
+             convert it with the adapter as it was before training (loratune convert --initial)"
+        ))),
         (None, _) => Err(Error::Invalid(format!(
-            "the adapter uses init_lora_weights \"{name}\", which changes the base in a way that is not supported: convert it \
-             to plain LoRA with PEFT (path_initial_model_for_weight_conversion)"
+            "the adapter uses init_lora_weights \"{name}\", which changes the base in a way that is not supported: merge it into \
+             its base with PEFT"
         ))),
     }
 }

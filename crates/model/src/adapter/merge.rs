@@ -26,7 +26,7 @@ fn update(matrix: &Matrix, params: &Params) -> Result<Option<Tensor>> {
     }))
 }
 
-fn transposed(t: &Tensor) -> Result<Tensor> {
+pub(super) fn transposed(t: &Tensor) -> Result<Tensor> {
     let (data, rows, cols) = (t.slice::<f32>()?, t.rows(), t.cols());
     let out = (0..rows * cols).map(|i| data[(i % rows) * cols + i / rows]).collect();
     Ok(Tensor::from_vec::<f32>(out, &[cols, rows])?)
@@ -128,10 +128,21 @@ pub fn merge(
 /// Writes the model's folder with what a PiSSA or OLoRA adapter took out of the base taken out of `files`: the base that the
 /// adapter's raw factors belong on, in the type of the files.
 pub fn write_residual(dir: &Path, files: &ModelFiles, decoder: &Decoder, attached: &Attached) -> Result<()> {
+    write_residual_as(dir, files, decoder, attached, load::file_dtype(files))
+}
+
+/// As [`write_residual`], in type `dtype`.
+pub(super) fn write_residual_as(
+    dir: &Path,
+    files: &ModelFiles,
+    decoder: &Decoder,
+    attached: &Attached,
+    dtype: FileDType,
+) -> Result<()> {
     let scalings: HashMap<&str, f64> =
         decoder.matrices().filter_map(|m| Some((m.path.as_str(), m.adapter.as_ref()?.scaling))).collect();
     let head = attached.taken.contains_key(HEAD) && files.config.tie_word_embeddings;
-    load::write_model(dir, files, load::file_dtype(files), head, |name| {
+    load::write_model(dir, files, dtype, head, |name| {
         let shared = head && name == format!("{HEAD}.weight");
         let mut w = load::read_f32(files, if shared { "model.embed_tokens.weight" } else { name })?;
         let path = name.strip_suffix(".weight").unwrap_or(name);
@@ -146,7 +157,8 @@ pub fn write_residual(dir: &Path, files: &ModelFiles, decoder: &Decoder, attache
 /// with DoRA W'·‖W + s·B·A‖/m − s·B·A by the `norms` that merging returned.
 ///
 /// # Errors
-/// If the adapter holds what replaces weights (the replaced ones are gone), or DoRA's norms are missing.
+/// If the adapter holds what replaces weights (the replaced ones are gone), or DoRA's norms are missing; if rows of the
+/// model have other lengths than DoRA's magnitudes, which shows that this adapter is not in it.
 pub fn unmerge(
     dir: &Path,
     files: &ModelFiles,
@@ -172,6 +184,17 @@ pub fn unmerge(
         let (Some(mut update), Some(lora)) = (update(matrix, params)?, &matrix.adapter) else { return Ok(w) };
         if let Some(dora) = &lora.dora {
             let m = params.value(dora.magnitude).to_f64_vec();
+            let merged = feature_norms(&w, matrix.kind)?;
+            // Written in bf16, a length keeps more than two digits.
+            if let Some(row) = merged.iter().zip(&m).position(|(n, m)| (n - m.abs()).abs() > 0.02 * m.abs()) {
+                return Err(Error::Invalid(format!(
+                    "{} of the model has a row (number {row}) of length {:.4}, but merging this adapter gives it its \
+                     magnitude, {:.4}: the adapter was not merged into this model",
+                    matrix.path,
+                    merged[row],
+                    m[row].abs()
+                )));
+            }
             let n = norms.get(&matrix.path).filter(|n| n.len() == m.len()).ok_or_else(|| {
                 Error::Invalid(format!(
                     "merging DoRA replaces each row's length by its magnitude; without the norms of {} that merging wrote \
@@ -179,7 +202,8 @@ pub fn unmerge(
                     matrix.path
                 ))
             })?;
-            let factors: Vec<f64> = m.iter().zip(n).map(|(m, &n)| if n == 0.0 { 1.0 } else { n / m }).collect();
+            let factors: Vec<f64> =
+                m.iter().zip(n).map(|(m, &n)| if n == 0.0 { 1.0 } else { n / m }).collect();
             scale_features(&mut w, matrix.kind, &factors)?;
         }
         update.scale_assign(-1.0);

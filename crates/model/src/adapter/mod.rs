@@ -6,12 +6,14 @@
 mod attach;
 pub mod combine;
 mod config;
+pub mod convert;
 mod init;
 mod merge;
 mod plan;
 mod saved;
 mod target;
 
+use attach::base_weight;
 pub use attach::{Attached, Start, attach};
 pub use init::Init;
 pub use merge::{Norms, merge, unmerge, write_residual};

@@ -13,7 +13,7 @@ use crate::files::peft::AdapterConfig;
 use crate::spec::{EMBEDDING, HEAD, MatrixKind};
 
 /// What PEFT puts before a module path in its files.
-const PREFIX: &str = "base_model.model.";
+pub(super) const PREFIX: &str = "base_model.model.";
 
 type Tensors = BTreeMap<String, RawTensor<'static>>;
 
@@ -275,12 +275,12 @@ pub fn restore<E: From<Error>>(
     Ok(())
 }
 
-fn join_rows(top: &Tensor, bottom: &Tensor) -> Result<Tensor> {
+pub(super) fn join_rows(top: &Tensor, bottom: &Tensor) -> Result<Tensor> {
     let data = [top.slice::<f32>()?, bottom.slice::<f32>()?].concat();
     Ok(Tensor::from_vec(data, &[top.rows() + bottom.rows(), top.cols()])?)
 }
 
-fn join_cols(left: &Tensor, right: &Tensor) -> Result<Tensor> {
+pub(super) fn join_cols(left: &Tensor, right: &Tensor) -> Result<Tensor> {
     let (l, r) = (left.slice::<f32>()?, right.slice::<f32>()?);
     let (n, m) = (left.cols(), right.cols());
     let data =

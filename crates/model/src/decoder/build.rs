@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use loratune_engine::rng::Key;
-use loratune_engine::{DType, Params, Tensor, Weight};
+use loratune_engine::{DType, FrozenWeight, Params, Tensor, Weight};
 use rayon::prelude::*;
 
 use super::{Block, Decoder, Matrix, Norm};
@@ -156,6 +156,48 @@ impl Builder<'_> {
 }
 
 impl Decoder {
+    /// A decoder on the same frozen weights, in which those that `trained` names are parameters with their present values,
+    /// in the activations' compute type. Everything else is shared.
+    ///
+    /// # Errors
+    /// If something is a parameter already.
+    pub fn with_trained(&self, params: &mut Params, trained: &Trained) -> Result<Decoder> {
+        let mut decoder = self.clone();
+        let (untied, compute) = (!self.spec.tied_head || trained.unties(), self.dtype.compute());
+        let mut take = |name: String, weight: &mut Weight| -> Result<()> {
+            if trained.contains(&name) {
+                let FrozenWeight::Dense(value) = &*weight.resolve(params);
+                *weight = Weight::Param(params.add(name, value.to_dtype(compute))?);
+            }
+            Ok(())
+        };
+        let take_matrix = |take: &mut dyn FnMut(String, &mut Weight) -> Result<()>, m: &mut Matrix| {
+            take(format!("{}.weight", m.path), &mut m.weight)?;
+            m.bias.as_mut().map_or(Ok(()), |bias| take(format!("{}.bias", m.path), bias))
+        };
+        let take_norm = |take: &mut dyn FnMut(String, &mut Weight) -> Result<()>, n: &mut Norm| {
+            take(format!("{}.weight", n.path), &mut n.weight)
+        };
+        take_matrix(&mut take, &mut decoder.embedding)?;
+        for b in &mut decoder.blocks {
+            take_norm(&mut take, &mut b.input_norm)?;
+            for matrix in [&mut b.q, &mut b.k, &mut b.v, &mut b.o] {
+                take_matrix(&mut take, matrix)?;
+            }
+            take_norm(&mut take, &mut b.post_norm)?;
+            for matrix in [&mut b.gate, &mut b.up, &mut b.down] {
+                take_matrix(&mut take, matrix)?;
+            }
+        }
+        take_norm(&mut take, &mut decoder.norm)?;
+        if untied {
+            take_matrix(&mut take, &mut decoder.head)?;
+        } else {
+            decoder.head.weight = decoder.embedding.weight.clone();
+        }
+        Ok(decoder)
+    }
+
     /// Builds the decoder. The weights that are trained become parameters, in the activations' compute type.
     ///
     /// # Errors
