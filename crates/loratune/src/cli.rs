@@ -1,11 +1,14 @@
 //! The arguments of every command.
 
+mod tools;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use loratune_engine::DType;
-use loratune_model::files::FileDType;
 use loratune_train::config::KEYS;
+
+pub use tools::{CombineArgs, ConvertArgs, ConvertTo, MergeArgs, SvdKind, UnmergeArgs};
 
 /// Fine-tune language models with LoRA: one binary, no Python.
 #[derive(Debug, Parser)]
@@ -43,6 +46,12 @@ pub enum Command {
     Train(TrainArgs),
     /// Fold an adapter into its model, or turn a GGUF file into a Hugging Face folder.
     Merge(MergeArgs),
+    /// Take an adapter out of a model again that it was merged into.
+    Unmerge(UnmergeArgs),
+    /// Make an adapter plain LoRA, or LoRA of another rank, or factors on a residual model.
+    Convert(ConvertArgs),
+    /// Add up adapters with weights, or merge them by TIES or DARE.
+    Combine(CombineArgs),
     /// Let a model answer prompts.
     Generate(GenerateArgs),
     /// Talk with a model.
@@ -104,6 +113,17 @@ pub struct ModelArgs {
     pub adapter: Option<PathBuf>,
 }
 
+/// A model to run, perhaps with several adapters that share its weights.
+#[derive(Debug, Args)]
+pub struct ModelsArgs {
+    /// The model: a Hugging Face folder or a GGUF file.
+    #[arg(short, long, value_name = "PATH", help_heading = "Model")]
+    pub model: PathBuf,
+    /// An adapter for it, in PEFT's format: what a run leaves in its folder; give the option again for more.
+    #[arg(short, long, value_name = "[NAME=]FOLDER", help_heading = "Model")]
+    pub adapter: Vec<PathBuf>,
+}
+
 /// Type of weights and activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ComputeDtype {
@@ -155,11 +175,12 @@ pub struct AnswerArgs {
 )]
 pub struct GenerateArgs {
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub model: ModelsArgs,
     /// A prompt; give the option again for more.
     #[arg(short, long, value_name = "TEXT", help_heading = "Prompt", required_unless_present = "prompts")]
     pub prompt: Vec<String>,
-    /// Prompts from a .jsonl file: strings, or objects with `prompt`, `question`, `instruction` or `messages`.
+    /// Prompts from a .jsonl file: strings, or objects with `prompt`, `question`, `instruction` or `messages`; a line's
+    /// `adapter` says which one answers it alone (`__base__` is the model without any).
     #[arg(long, value_name = "FILE", help_heading = "Prompt", conflicts_with = "prompt")]
     pub prompts: Option<PathBuf>,
     /// Continue the text of the prompt as it is, without the chat template.
@@ -181,7 +202,10 @@ pub struct GenerateArgs {
 )]
 pub struct EvalArgs {
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub model: ModelsArgs,
+    /// Also measure the model without an adapter.
+    #[arg(long, help_heading = "Model", requires = "adapter")]
+    pub base: bool,
     /// Compute in bfloat16.
     #[arg(long, help_heading = "Model")]
     pub bf16: bool,
@@ -215,48 +239,6 @@ pub struct EvalArgs {
     /// Print the result as one JSON object.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Example: loratune merge --model models/base --adapter runs/first --output models/mine --verify"
-)]
-pub struct MergeArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// The folder to write: a model with its tokenizer, as Hugging Face has it.
-    #[arg(short, long, value_name = "FOLDER", help_heading = "Result")]
-    pub output: PathBuf,
-    /// Replace a model that is in the output folder.
-    #[arg(long, help_heading = "Result")]
-    pub overwrite: bool,
-    /// Type of the written weights; the model's own unless given (f16 for a quantised GGUF file).
-    #[arg(long, value_name = "TYPE", value_enum, help_heading = "Result")]
-    pub dtype: Option<StorageDtype>,
-    /// Read the result back and print its largest difference in a logit from base and adapter.
-    #[arg(long, help_heading = "Result")]
-    pub verify: bool,
-    /// Print the result as one JSON object.
-    #[arg(long, help_heading = "Output")]
-    pub json: bool,
-}
-
-/// Type of weights in files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum StorageDtype {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl From<StorageDtype> for FileDType {
-    fn from(d: StorageDtype) -> FileDType {
-        match d {
-            StorageDtype::F32 => FileDType::F32,
-            StorageDtype::F16 => FileDType::F16,
-            StorageDtype::Bf16 => FileDType::BF16,
-        }
-    }
 }
 
 #[derive(Debug, Args)]
@@ -312,6 +294,11 @@ fn temperature(text: &str) -> Result<f64, String> {
 fn share(text: &str) -> Result<f64, String> {
     let given = text.parse().ok().filter(|p: &f64| *p > 0.0 && *p <= 1.0);
     given.ok_or_else(|| "a number above 0 and up to 1 is needed".into())
+}
+
+fn share_or_0(text: &str) -> Result<f64, String> {
+    let given = text.parse().ok().filter(|p: &f64| (0.0..=1.0).contains(p));
+    given.ok_or_else(|| "a number from 0 to 1 is needed".into())
 }
 
 /// Every key of a run's configuration with its default, for `train --help`.

@@ -1,10 +1,12 @@
 //! A model, perhaps with an adapter, ready to answer.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Result;
 use loratune_data::{ChatTemplate, Message, TemplateChoice, Text, encode_prompt, render_chat};
 use loratune_engine::{DType, Params};
+use loratune_model::adapter::combine::SavedAdapter;
 use loratune_model::adapter::{self, AdapterSpec, Attached, Start};
 use loratune_model::decoder::{Dtypes, Trained};
 use loratune_model::files::{ModelFiles, peft};
@@ -12,11 +14,114 @@ use loratune_model::{Decoder, load};
 use loratune_tokenizer::TokenizerBundle;
 
 use crate::cli::{Global, ModelArgs};
+use crate::output::Usage;
+
+/// A model's weights, on which any number of adapters can stand without copying them.
+pub struct Base {
+    pub files: Arc<ModelFiles>,
+    pub tokenizer: Arc<TokenizerBundle>,
+    decoder: Decoder,
+}
+
+impl Base {
+    /// Reads a model.
+    ///
+    /// # Errors
+    /// What is missing or broken, by file.
+    pub fn open(model: &Path, dtype: DType) -> Result<Base> {
+        let files = ModelFiles::open(model)?;
+        let tokenizer = files.tokenizer()?;
+        let decoder = load::decoder(&files, Dtypes::both(dtype), &mut Params::new(), &Trained::Nothing)?;
+        Ok(Base { files: Arc::new(files), tokenizer: Arc::new(tokenizer), decoder })
+    }
+
+    /// The model without an adapter.
+    pub fn alone(&self) -> LoadedModel {
+        self.loaded(self.decoder.clone(), Params::new(), None)
+    }
+
+    /// The model with an adapter, ready for passes that change nothing.
+    ///
+    /// # Errors
+    /// If the adapter does not fit the model.
+    pub fn with(&self, adapter: &SavedAdapter) -> Result<LoadedModel> {
+        let spec = AdapterSpec::from_config(&adapter.config)?;
+        let mut params = Params::new();
+        let trained = spec.trained(self.decoder.spec())?;
+        let mut decoder = self.decoder.with_trained(&mut params, &trained)?;
+        let start = Start::Saved(&adapter.tensors);
+        let attached = adapter::attach(&mut decoder, &mut params, &spec, start, &*self.files)?;
+        decoder.fix_norms(&params)?;
+        Ok(self.loaded(decoder, params, Some(attached)))
+    }
+
+    fn loaded(&self, decoder: Decoder, params: Params, attached: Option<Attached>) -> LoadedModel {
+        let (files, tokenizer) = (self.files.clone(), self.tokenizer.clone());
+        LoadedModel { files, tokenizer, decoder, params, attached }
+    }
+}
+
+/// Reads an adapter's folder.
+///
+/// # Errors
+/// What is missing or broken, by file.
+pub fn read_adapter(path: &Path) -> Result<SavedAdapter> {
+    let (config, tensors) = peft::read_adapter(path)?;
+    Ok(SavedAdapter { name: path.display().to_string(), config, tensors })
+}
+
+/// PEFT's name of the model without an adapter.
+pub const BASE: &str = "__base__";
+
+/// Adapters that were read, by their names.
+pub struct Named {
+    pub name: String,
+    pub adapter: SavedAdapter,
+}
+
+impl Named {
+    /// Reads the adapters of a command line, each `FOLDER` or `NAME=FOLDER`. A folder's own name is its last component.
+    ///
+    /// # Errors
+    /// If two have one name, or a folder is missing or broken.
+    pub fn read_all(given: &[PathBuf]) -> Result<Vec<Named>> {
+        let mut names: Vec<(String, PathBuf)> = Vec::new();
+        for path in given {
+            let (name, path) = name_and_path(path);
+            if name == BASE {
+                return Err(Usage(format!(
+                    "{BASE} is the model without an adapter: give {} another name",
+                    path.display()
+                ))
+                .into());
+            }
+            if let Some((_, first)) = names.iter().find(|(n, _)| *n == name) {
+                let what =
+                    format!("two adapters are named `{name}` ({} and {})", first.display(), path.display());
+                return Err(Usage(format!("{what}: give them names, as in --adapter first=FOLDER")).into());
+            }
+            names.push((name, path));
+        }
+        names.into_iter().map(|(name, path)| Ok(Named { name, adapter: read_adapter(&path)? })).collect()
+    }
+}
+
+fn name_and_path(given: &Path) -> (String, PathBuf) {
+    let split = given.to_str().and_then(|t| t.split_once('=')).filter(|_| !given.exists());
+    let named =
+        split.filter(|(name, path)| !(name.is_empty() || path.is_empty() || name.contains(['/', '\\'])));
+    if let Some((name, path)) = named {
+        return (name.to_string(), PathBuf::from(path));
+    }
+    let last = |p: &Path| p.file_name().map(|n| n.to_string_lossy().into_owned());
+    let name = last(given).or_else(|| last(&given.canonicalize().ok()?));
+    (name.unwrap_or_else(|| given.display().to_string()), given.to_path_buf())
+}
 
 /// Everything that running a model needs.
 pub struct LoadedModel {
-    pub files: ModelFiles,
-    pub tokenizer: TokenizerBundle,
+    pub files: Arc<ModelFiles>,
+    pub tokenizer: Arc<TokenizerBundle>,
     pub decoder: Decoder,
     pub params: Params,
     /// The adapter, if there is one.
@@ -36,23 +141,11 @@ impl LoadedModel {
     ///
     /// # Errors
     /// As [`LoadedModel::open`].
-    pub fn from_paths(model: &Path, adapter_dir: Option<&Path>, dtype: DType) -> Result<LoadedModel> {
+    pub fn from_paths(model: &Path, adapter: Option<&Path>, dtype: DType) -> Result<LoadedModel> {
         // A wrong adapter path should not cost the time of reading the model.
-        let saved = adapter_dir.map(peft::read_adapter).transpose()?;
-        let files = ModelFiles::open(model)?;
-        let tokenizer = files.tokenizer()?;
-        let mut params = Params::new();
-        let Some((config, tensors)) = saved else {
-            let decoder = load::decoder(&files, Dtypes::both(dtype), &mut params, &Trained::Nothing)?;
-            return Ok(LoadedModel { files, tokenizer, decoder, params, attached: None });
-        };
-        let spec = AdapterSpec::from_config(&config)?;
-        let trained = spec.trained(&load::spec(&files.config))?;
-        let mut decoder = load::decoder(&files, Dtypes::both(dtype), &mut params, &trained)?;
-        let start = Start::Saved(&tensors);
-        let attached = adapter::attach(&mut decoder, &mut params, &spec, start, &files)?;
-        decoder.fix_norms(&params)?;
-        Ok(LoadedModel { files, tokenizer, decoder, params, attached: Some(attached) })
+        let saved = adapter.map(read_adapter).transpose()?;
+        let base = Base::open(model, dtype)?;
+        saved.map_or_else(|| Ok(base.alone()), |saved| base.with(&saved))
     }
 
     /// The ids that end an answer: every EOS that config.json, generation_config.json and the tokenizer name.
@@ -82,7 +175,7 @@ impl LoadedModel {
         if choice == TemplateChoice::Model && self.tokenizer.chat_template.is_none() {
             return Ok(None);
         }
-        Ok(Some(choice.load(&self.tokenizer, None)?))
+        Ok(Some(choice.load(&*self.tokenizer, None)?))
     }
 
     /// Ids of a rendered prompt, checked against the model's vocabulary.
@@ -90,7 +183,7 @@ impl LoadedModel {
     /// # Errors
     /// If the tokenizer fails, or knows more tokens than the model.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let ids = encode_prompt(&self.tokenizer as &dyn Text, text).map_err(anyhow::Error::msg)?;
+        let ids = encode_prompt(&*self.tokenizer as &dyn Text, text).map_err(anyhow::Error::msg)?;
         let vocabulary = self.files.config.vocab_size;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
             anyhow::bail!(

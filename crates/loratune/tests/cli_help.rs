@@ -4,7 +4,8 @@ mod common;
 
 use common::{Place, model, rows};
 
-const COMMANDS: [&str; 7] = ["quickstart", "train", "merge", "generate", "chat", "eval", "inspect"];
+const COMMANDS: [&str; 10] =
+    ["quickstart", "train", "merge", "unmerge", "convert", "combine", "generate", "chat", "eval", "inspect"];
 
 /// Compares with a file in `snapshots/`; LORATUNE_UPDATE_SNAPSHOTS=1 writes it instead.
 #[track_caller]

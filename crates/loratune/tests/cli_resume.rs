@@ -204,7 +204,7 @@ fn merging_never_replaces_what_it_should_not() {
         let path = place.path("old").join(file);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         place.write(&format!("old/{file}"), "mine");
-        let told = format!("--output holds {named}, which merging does not write");
+        let told = format!("--output holds {named}, which this command does not write");
         merge(&["old", "--overwrite"]).fails(2, &[&told]);
         assert_eq!(place.read(&format!("old/{file}")), b"mine");
         std::fs::remove_file(&path).unwrap();

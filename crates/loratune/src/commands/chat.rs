@@ -35,7 +35,7 @@ pub fn run(args: &ChatArgs, global: &Global) -> Result<()> {
                     "note: the model has no chat template: messages are joined as they are (see --template)",
                 );
             }
-            TemplateChoice::Model.load(&model.tokenizer, None)?
+            TemplateChoice::Model.load(&*model.tokenizer, None)?
         }
     };
     let mut chat = Chat {

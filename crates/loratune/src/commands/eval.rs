@@ -12,39 +12,65 @@ use loratune_model::generate::{Sampling, generate};
 use loratune_train::evaluate::evaluate;
 use loratune_train::progress::Evaluation;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::generate::answer_text;
 use crate::cli::{EvalArgs, Global};
-use crate::load::{LoadedModel, start_threads};
+use crate::load::{BASE, Base, LoadedModel, Named, start_threads};
 use crate::output::{self, field, number, thousands};
+
+/// What was measured of the model with one adapter, or without.
+struct Row {
+    name: String,
+    evaluation: Evaluation,
+    exact: Option<ExactMatch>,
+}
 
 pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     start_threads(global)?;
-    let model = LoadedModel::open(&args.model, if args.bf16 { DType::BF16 } else { DType::F32 })?;
-    let (examples, warnings) = examples(args, &model)?;
+    let named = Named::read_all(&args.model.adapter)?;
+    let base = Base::open(&args.model.model, if args.bf16 { DType::BF16 } else { DType::F32 })?;
+    let mut models = Vec::new();
+    if args.base || named.is_empty() {
+        models.push((BASE.to_string(), base.alone()));
+    }
+    for Named { name, adapter } in named {
+        models.push((name, base.with(&adapter)?));
+    }
+    let (examples, warnings) = examples(args, &base)?;
     if !global.quiet {
         warnings.iter().for_each(|w| output::note(&format!("warning: {w}")));
     }
     let clock = Instant::now();
     let bar = bar(global.quiet || args.json, examples.len());
-    let batches = examples.chunks(args.batch_size).map(|rows| {
-        bar.inc(rows.len() as u64);
-        Batch::from_labelled(rows.iter().map(|e| (e.input_ids.as_slice(), e.labels.as_slice())))
-    });
-    let evaluation = evaluate(&model.decoder, &model.params, batches)?;
-    let exact = if args.exact_match {
-        bar.reset();
-        Some(exact_match(&model, &examples, args.max_new_tokens, args.batch_size, |n| bar.inc(n))?)
-    } else {
-        None
-    };
+    let rows = models
+        .into_iter()
+        .map(|(name, model)| {
+            bar.reset();
+            let batches = examples.chunks(args.batch_size).map(|rows| {
+                bar.inc(rows.len() as u64);
+                Batch::from_labelled(rows.iter().map(|e| (e.input_ids.as_slice(), e.labels.as_slice())))
+            });
+            let evaluation = evaluate(&model.decoder, &model.params, batches)?;
+            let exact = if args.exact_match {
+                bar.reset();
+                Some(exact_match(&model, &examples, args.max_new_tokens, args.batch_size, |n| bar.inc(n))?)
+            } else {
+                None
+            };
+            Ok(Row { name, evaluation, exact })
+        })
+        .collect::<Result<Vec<_>>>()?;
     bar.finish_and_clear();
-    report(args, &evaluation, exact.as_ref(), examples.len(), clock.elapsed().as_secs_f64())
+    let seconds = clock.elapsed().as_secs_f64();
+    match rows.as_slice() {
+        [one] => report(args, &one.evaluation, one.exact.as_ref(), examples.len(), seconds),
+        _ => report_all(args, &rows, examples.len(), seconds),
+    }
 }
 
 /// The rows as examples, and what should be said about them.
-fn examples(args: &EvalArgs, model: &LoadedModel) -> Result<(Vec<Example>, Vec<String>)> {
+fn examples(args: &EvalArgs, model: &Base) -> Result<(Vec<Example>, Vec<String>)> {
     let source = |path| DatasetSource { max_samples: args.max_samples, ..DatasetSource::new(path) };
     let spec = DatasetSpec { train: args.dataset.iter().map(source).collect(), ..DatasetSpec::default() };
     let options = EncodeOptions {
@@ -52,7 +78,7 @@ fn examples(args: &EvalArgs, model: &LoadedModel) -> Result<(Vec<Example>, Vec<S
         cutoff_len: Some(args.cutoff_len.unwrap_or(model.files.config.max_position_embeddings)),
         ..EncodeOptions::default()
     };
-    let data = load_examples(&spec, &model.tokenizer, &options)?;
+    let data = load_examples(&spec, &*model.tokenizer, &options)?;
     loratune_train::run::check_fits(&data.train, &[], &model.files)?;
     let mut warnings = data.report.warnings;
     let cut = data.report.train.truncated_rows;
@@ -128,6 +154,48 @@ fn last_response(example: &Example) -> Option<(&[u32], &[u32])> {
     (start > 1).then(|| (&example.input_ids[..start], &example.input_ids[start..end]))
 }
 
+/// The exact matches in a row's JSON, if they were counted.
+fn with_exact(mut row: Value, exact: Option<&ExactMatch>) -> Value {
+    if let (Some(map), Some(e)) = (row.as_object_mut(), exact) {
+        map.insert("exact_match".into(), json!({"right": e.right, "rows": e.rows, "share": e.share()}));
+    }
+    row
+}
+
+/// A table of several.
+fn report_all(args: &EvalArgs, rows: &[Row], examples: usize, seconds: f64) -> Result<()> {
+    let tokens = rows.first().map_or(0, |r| r.evaluation.tokens);
+    if args.json {
+        let measured: Vec<Value> = rows
+            .iter()
+            .map(|Row { name, evaluation: e, exact }| {
+                let row = json!({
+                    "adapter": name, "loss": e.loss, "perplexity": e.perplexity(), "accuracy": e.accuracy,
+                });
+                with_exact(row, exact.as_ref())
+            })
+            .collect();
+        output::json(&json!({"rows": examples, "tokens": tokens, "adapters": measured, "seconds": seconds}))?;
+        return Ok(());
+    }
+    let width = rows.iter().map(|r| r.name.chars().count()).max().unwrap_or(0).max(12);
+    let mut out = field("rows", thousands(examples as u64));
+    out += &field("tokens", format!("{} trained", thousands(tokens as u64)));
+    out += &format!("\n{:<width$}{:>12}{:>12}{:>12}", "adapter", "loss", "perplexity", "accuracy");
+    out += if args.exact_match { "  exact match\n" } else { "\n" };
+    for Row { name, evaluation, exact } in rows {
+        let (loss, perplexity) = (number(evaluation.loss), number(evaluation.perplexity()));
+        let accuracy = format!("{:.2} %", 100.0 * evaluation.accuracy);
+        out += &format!("{name:<width$}{loss:>12}{perplexity:>12}{accuracy:>12}");
+        if let Some(e) = exact {
+            out += &format!("{:>13}", format!("{:.2} %", 100.0 * e.share()));
+        }
+        out += "\n";
+    }
+    output::print(&out)?;
+    Ok(())
+}
+
 fn report(
     args: &EvalArgs,
     evaluation: &Evaluation,
@@ -136,7 +204,7 @@ fn report(
     seconds: f64,
 ) -> Result<()> {
     if args.json {
-        let mut value = json!({
+        let row = json!({
             "rows": rows,
             "tokens": evaluation.tokens,
             "loss": evaluation.loss,
@@ -144,10 +212,7 @@ fn report(
             "accuracy": evaluation.accuracy,
             "seconds": seconds,
         });
-        if let (Some(map), Some(e)) = (value.as_object_mut(), exact) {
-            map.insert("exact_match".into(), json!({"right": e.right, "rows": e.rows, "share": e.share()}));
-        }
-        output::json(&value)?;
+        output::json(&with_exact(row, exact))?;
         return Ok(());
     }
     let mut out = field("rows", thousands(rows as u64));

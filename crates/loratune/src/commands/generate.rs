@@ -1,73 +1,101 @@
 //! `loratune generate`.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use loratune_data::Message;
 use loratune_model::generate::{Generated, Sampling, generate};
 use loratune_tokenizer::TokenizerBundle;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::prompts::{self, Line, Prompt};
 use crate::cli::{AnswerArgs, GenerateArgs, Global};
-use crate::load::{LoadedModel, render, start_threads};
+use crate::load::{BASE, Base, LoadedModel, Named, render, start_threads};
 use crate::output;
 
-/// A prompt as it was given: text, or a conversation.
-enum Prompt {
-    Text(String),
-    Messages(Vec<Message>),
+/// Who answers: the model with each of the adapters, or without one.
+struct Answerers {
+    /// By name; at least one.
+    models: Vec<(String, LoadedModel)>,
+    /// Which of them answer a prompt that names none.
+    all: Vec<usize>,
+}
+
+impl Answerers {
+    fn open(args: &GenerateArgs, lines: &[Line]) -> Result<Answerers> {
+        let named = Named::read_all(&args.model.adapter)?;
+        let known = |name: &str| name == BASE || named.iter().any(|n| n.name == name);
+        if let Some(line) = lines.iter().find(|l| l.adapter.as_deref().is_some_and(|n| !known(n))) {
+            return Err(unknown(line, line.adapter.as_deref().unwrap_or_default(), &named));
+        }
+        let base = Base::open(&args.model.model, args.answer.dtype.into())?;
+        let mut models =
+            named.iter().map(|n| Ok((n.name.clone(), base.with(&n.adapter)?))).collect::<Result<Vec<_>>>()?;
+        if models.is_empty() || lines.iter().any(|l| l.adapter.as_deref() == Some(BASE)) {
+            models.push((BASE.to_string(), base.alone()));
+        }
+        Ok(Answerers { all: (0..named.len().max(1)).collect(), models })
+    }
+
+    /// Those that answer a line.
+    fn of(&self, line: &Line) -> Vec<usize> {
+        match &line.adapter {
+            Some(name) => self.models.iter().position(|(n, _)| n == name).into_iter().collect(),
+            None => self.all.clone(),
+        }
+    }
+}
+
+fn unknown(line: &Line, name: &str, named: &[Named]) -> anyhow::Error {
+    let mut names: Vec<&str> = named.iter().map(|n| n.name.as_str()).collect();
+    names.push(BASE);
+    let place = line.place.as_deref().unwrap_or("the prompt");
+    anyhow::anyhow!("{place}: there is no adapter `{name}`; there are {}", names.join(", "))
 }
 
 pub fn run(args: &GenerateArgs, global: &Global) -> Result<()> {
     start_threads(global)?;
-    let prompts = match &args.prompts {
-        Some(path) => read_prompts(path)?,
-        None => args.prompt.iter().cloned().map(Prompt::Text).collect(),
+    let lines = match &args.prompts {
+        Some(path) => prompts::read(path)?,
+        None => args.prompt.iter().map(|p| Line::text(p)).collect(),
     };
-    let model = LoadedModel::open(&args.model, args.answer.dtype.into())?;
-    let template = if args.raw { None } else { model.template(args.answer.template.as_deref())? };
-    let texts: Vec<String> = prompts
-        .iter()
-        .map(|p| match (p, &template) {
-            (Prompt::Text(text), None) => Ok(join(args.answer.system.as_deref(), text)),
-            (Prompt::Messages(_), None) => {
-                anyhow::bail!("the model has no chat template for `messages`; name one with --template")
-            }
-            (Prompt::Text(text), Some(t)) => {
-                let mut messages: Vec<Message> = args.answer.system.iter().map(Message::system).collect();
-                messages.push(Message::user(text));
-                render(t, &messages)
-            }
-            (Prompt::Messages(m), Some(t)) => {
-                let mut messages: Vec<Message> = args.answer.system.iter().map(Message::system).collect();
-                messages.extend(m.iter().cloned());
-                render(t, &messages)
-            }
-        })
-        .collect::<Result<_>>()?;
+    let answerers = Answerers::open(args, &lines)?;
+    let Some((_, model)) = answerers.models.first() else { anyhow::bail!("there is no model to answer") };
+    let texts = texts(args, model, &lines)?;
     let ids = texts.iter().map(|t| model.encode(t)).collect::<Result<Vec<_>>>()?;
     let max = model.decoder.spec().max_positions;
     // Before the first part is answered.
     if let Some(length) = ids.iter().map(Vec::len).max().filter(|&l| l > max) {
         return Err(loratune_model::Error::ContextLength { length, max }.into());
     }
-    let mut sampling = sampling(&args.answer, model.stop_ids());
-    let stream = ids.len() == 1 && !args.json;
+    let asked: Vec<Vec<usize>> = lines.iter().map(|l| answerers.of(l)).collect();
+    let sampling = sampling(&args.answer, model.stop_ids());
     let clock = Instant::now();
-    let mut tokens = 0;
-    if stream {
-        let mut printer = Printer::new(&model.tokenizer, &sampling.stop);
-        let answers = generate(&model.decoder, &model.params, &ids, &sampling, |_, t| printer.token(t))?;
-        printer.finish()?;
-        output::line("")?;
-        tokens = new_tokens(&answers);
-    } else {
-        for (ids, texts) in ids.chunks(args.batch_size).zip(texts.chunks(args.batch_size)) {
-            let answers = generate(&model.decoder, &model.params, ids, &sampling, |_, _| true)?;
-            print_all(args, &model.tokenizer, sampling.first, texts, &answers)?;
-            sampling.first += answers.len();
-            tokens += new_tokens(&answers);
+    let (mut tokens, mut first) = (0, true);
+    match asked.as_slice() {
+        // A single answer streams.
+        [only] if only.len() == 1 && !args.json => {
+            let (name, model) = &answerers.models[only[0]];
+            if answerers.models.len() > 1 {
+                output::line(format!("[1] {name}"))?;
+            }
+            let mut printer = Printer::new(&model.tokenizer, &sampling.stop);
+            let answers = generate(&model.decoder, &model.params, &ids, &sampling, |_, t| printer.token(t))?;
+            printer.finish()?;
+            output::line("")?;
+            tokens = answers.iter().map(|a| a.tokens.len()).sum();
+        }
+        _ => {
+            for start in (0..ids.len()).step_by(args.batch_size) {
+                let part = start..ids.len().min(start + args.batch_size);
+                for (place, answer) in answer(&answerers, &asked, &ids, part, &sampling)? {
+                    print_answer(args, &answerers, place, first, &texts[place.0], &answer)?;
+                    first = false;
+                    tokens += answer.tokens.len();
+                }
+            }
         }
     }
     if !global.quiet {
@@ -78,8 +106,44 @@ pub fn run(args: &GenerateArgs, global: &Global) -> Result<()> {
     Ok(())
 }
 
-fn new_tokens(answers: &[Generated]) -> usize {
-    answers.iter().map(|a| a.tokens.len()).sum()
+/// The prompts as the model reads them.
+fn texts(args: &GenerateArgs, model: &LoadedModel, lines: &[Line]) -> Result<Vec<String>> {
+    let template = if args.raw { None } else { model.template(args.answer.template.as_deref())? };
+    let system = || args.answer.system.iter().map(Message::system).collect::<Vec<_>>();
+    lines
+        .iter()
+        .map(|line| match (&line.prompt, &template) {
+            (Prompt::Text(text), None) => Ok(join(args.answer.system.as_deref(), text)),
+            (Prompt::Messages(_), None) => {
+                anyhow::bail!("the model has no chat template for `messages`; name one with --template")
+            }
+            (Prompt::Text(text), Some(t)) => render(t, &[system(), vec![Message::user(text)]].concat()),
+            (Prompt::Messages(m), Some(t)) => render(t, &[system(), m.clone()].concat()),
+        })
+        .collect()
+}
+
+/// Answers to some of the prompts by prompt and answerer.
+fn answer(
+    answerers: &Answerers,
+    asked: &[Vec<usize>],
+    ids: &[Vec<u32>],
+    part: Range<usize>,
+    sampling: &Sampling,
+) -> Result<BTreeMap<(usize, usize), Generated>> {
+    let mut out = BTreeMap::new();
+    for (by, (_, model)) in answerers.models.iter().enumerate() {
+        let mine: Vec<usize> = part.clone().filter(|&p| asked[p].contains(&by)).collect();
+        // Draws belong to the prompt's number, and a call numbers its prompts without gaps.
+        let gap = |a: &usize, b: &usize| sampling.temperature == 0.0 || a + 1 == *b;
+        for run in mine.chunk_by(gap) {
+            let prompts: Vec<Vec<u32>> = run.iter().map(|&p| ids[p].clone()).collect();
+            let sampling = Sampling { first: run[0], ..sampling.clone() };
+            let answers = generate(&model.decoder, &model.params, &prompts, &sampling, |_, _| true)?;
+            out.extend(run.iter().map(|&p| (p, by)).zip(answers));
+        }
+    }
+    Ok(out)
 }
 
 /// Without a template a system text simply stands before the prompt.
@@ -105,30 +169,34 @@ pub fn answer_text(tokenizer: &TokenizerBundle, answer: &Generated) -> Result<St
     Ok(tokenizer.decode(&answer.tokens[..n], true)?)
 }
 
-/// Prints answers, the first of which is number `first` of all (from 0).
-fn print_all(
+/// Prints the answer to a prompt, both by number (from 0).
+fn print_answer(
     args: &GenerateArgs,
-    tokenizer: &TokenizerBundle,
-    first: usize,
-    prompts: &[String],
-    answers: &[Generated],
+    answerers: &Answerers,
+    (prompt, by): (usize, usize),
+    first: bool,
+    text: &str,
+    answer: &Generated,
 ) -> Result<()> {
-    for (i, (prompt, answer)) in (first..).zip(prompts.iter().zip(answers)) {
-        let text = answer_text(tokenizer, answer)?;
-        if args.json {
-            output::json(&json!({
-                "index": i,
-                "prompt": prompt,
-                "text": text,
-                "tokens": answer.tokens,
-                "stopped": answer.stopped,
-            }))?;
-        } else {
-            let gap = if i == 0 { "" } else { "\n" };
-            output::line(format!("{gap}[{}]\n{text}", i + 1))?;
+    let (name, model) = &answerers.models[by];
+    let several = answerers.models.len() > 1;
+    let answered = answer_text(&model.tokenizer, answer)?;
+    if args.json {
+        let mut value = json!({
+            "index": prompt,
+            "prompt": text,
+            "text": answered,
+            "tokens": answer.tokens,
+            "stopped": answer.stopped,
+        });
+        if let Some(map) = value.as_object_mut().filter(|_| several) {
+            map.insert("adapter".into(), json!(name));
         }
+        return Ok(output::json(&value)?);
     }
-    Ok(())
+    let gap = if first { "" } else { "\n" };
+    let name = if several { format!(" {name}") } else { String::new() };
+    Ok(output::line(format!("{gap}[{}]{name}\n{answered}", prompt + 1))?)
 }
 
 /// Prints tokens as they come, whole characters only.
@@ -176,46 +244,5 @@ impl<'a> Printer<'a> {
             Ok(())
         });
         self.failure = self.failure.take().or(printed.err());
-    }
-}
-
-/// Prompts of a JSONL file: a string a line, or an object.
-fn read_prompts(path: &Path) -> Result<Vec<Prompt>> {
-    let shown = path.display();
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("{shown}: the prompts cannot be read"))?;
-    let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
-    let prompts = lines
-        .map(|(i, line)| {
-            let value: Value =
-                serde_json::from_str(line).with_context(|| format!("{shown}:{}: broken JSON", i + 1))?;
-            prompt_of(&value).with_context(|| format!("{shown}:{}", i + 1))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    anyhow::ensure!(!prompts.is_empty(), "{shown}: the file holds no prompt");
-    Ok(prompts)
-}
-
-fn prompt_of(value: &Value) -> Result<Prompt> {
-    let text = |name: &str| value.get(name).and_then(Value::as_str).filter(|s| !s.is_empty());
-    if let Some(s) = value.as_str().or_else(|| text("prompt")).or_else(|| text("question")) {
-        return Ok(Prompt::Text(s.to_string()));
-    }
-    if let Some(instruction) = text("instruction") {
-        let input = text("input").map_or(String::new(), |i| format!("\n{i}"));
-        return Ok(Prompt::Text(format!("{instruction}{input}")));
-    }
-    let messages = value.get("messages").or_else(|| value.get("prompt")).and_then(Value::as_array);
-    let message = |m: &Value| {
-        let get = |k: &str| m.get(k).and_then(Value::as_str).map(str::to_string);
-        Some(Message::new(get("role")?, get("content")?))
-    };
-    let messages = messages.map(|list| list.iter().map(message).collect::<Option<Vec<_>>>());
-    match messages {
-        Some(Some(list)) if !list.is_empty() => Ok(Prompt::Messages(list)),
-        Some(_) => anyhow::bail!("every message needs a `role` and a `content` that are strings"),
-        None => anyhow::bail!(
-            "expected a string, or an object with `prompt`, `question`, `instruction` (and `input`) or `messages`"
-        ),
     }
 }

@@ -1,9 +1,16 @@
-//! One file per command.
+//! One file per command, and what several of them need.
 
 pub mod chat;
+pub mod combine;
+pub mod convert;
 pub mod eval;
+mod folder;
 pub mod generate;
 pub mod inspect;
 pub mod merge;
+mod norms;
+mod prompts;
 pub mod quickstart;
 pub mod train;
+pub mod unmerge;
+mod verify;

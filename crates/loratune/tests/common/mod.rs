@@ -124,6 +124,16 @@ pub fn model(name: &str) -> String {
     goldens(&format!("model/tests/goldens/llama/{name}"))
 }
 
+/// An adapter for `gqa-untied` (or `tied-bf16`, where the name says tied) that PEFT trained for ten steps.
+pub fn peft_adapter(case: &str) -> String {
+    goldens(&format!("train/tests/goldens/methods/{case}/final_adapter"))
+}
+
+/// PiSSA and OLoRA before training, after it, and converted by PEFT.
+pub fn converted_by_peft(name: &str) -> String {
+    goldens(&format!("model/tests/goldens/convert/{name}"))
+}
+
 /// Tokenised rows for the tiny models: `train` or `eval`.
 pub fn rows(name: &str) -> String {
     goldens(&format!("train/tests/goldens/runs/{name}.jsonl"))
