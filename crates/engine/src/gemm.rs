@@ -12,13 +12,16 @@ pub(crate) struct Mat<'a, R> {
     col_stride: usize,
 }
 
+/// Whether a matrix of such rows lies in so many elements; sizes that can't be counted don't.
+fn is_inside(rows: usize, cols: usize, stride: usize, len: usize) -> bool {
+    let end = || (rows - 1).checked_mul(stride)?.checked_add(cols);
+    rows == 0 || cols == 0 || end().is_some_and(|end| end <= len)
+}
+
 impl<'a, R: Real> Mat<'a, R> {
     /// A row-major matrix `[rows, cols]` whose rows are `stride` apart.
     pub fn strided(data: &'a [R], rows: usize, cols: usize, stride: usize) -> Mat<'a, R> {
-        assert!(
-            rows == 0 || cols == 0 || (rows - 1) * stride + cols <= data.len(),
-            "matrix outside its data"
-        );
+        assert!(is_inside(rows, cols, stride, data.len()), "matrix outside its data");
         Mat { data, rows, cols, row_stride: stride, col_stride: 1 }
     }
 
@@ -47,10 +50,7 @@ pub(crate) struct MatMut<'a, R> {
 
 impl<'a, R: Real> MatMut<'a, R> {
     pub fn strided(data: &'a mut [R], rows: usize, cols: usize, stride: usize) -> MatMut<'a, R> {
-        assert!(
-            rows == 0 || cols == 0 || (rows - 1) * stride + cols <= data.len(),
-            "matrix outside its data"
-        );
+        assert!(is_inside(rows, cols, stride, data.len()), "matrix outside its data");
         assert!(rows <= 1 || stride >= cols, "rows of a destination overlap");
         MatMut { data, rows, cols, stride }
     }

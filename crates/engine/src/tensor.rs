@@ -65,12 +65,12 @@ impl Tensor {
     /// # Errors
     /// If `data` does not hold as many elements as `shape` asks for.
     pub fn from_vec<E: Element>(data: Vec<E>, shape: &[usize]) -> Result<Tensor> {
-        let n: usize = shape.iter().product();
-        if n != data.len() {
+        let n = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        if n != Some(data.len()) {
             return Err(Error::Shape {
                 op: "tensor",
                 what: format!("data of shape {shape:?}"),
-                expected: format!("{n} elements"),
+                expected: n.map_or("fewer elements than can be counted".into(), |n| format!("{n} elements")),
                 got: format!("{}", data.len()),
             });
         }

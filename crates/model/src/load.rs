@@ -100,6 +100,17 @@ pub fn file_dtype(files: &ModelFiles) -> FileDType {
     }
 }
 
+/// The type of a file that holds what is stored in this one.
+impl From<DType> for FileDType {
+    fn from(dtype: DType) -> FileDType {
+        match dtype {
+            DType::F64 => FileDType::F64,
+            DType::F32 => FileDType::F32,
+            DType::BF16 => FileDType::BF16,
+        }
+    }
+}
+
 /// A tensor's elements as a file's bytes, rounded once.
 pub fn encode(tensor: &Tensor, dtype: FileDType) -> Vec<u8> {
     let values = tensor.reals::<f32>();

@@ -282,7 +282,8 @@ fn raw_factors_belong_on_the_residual_model() {
             let model = fresh(&files, &AdapterSpec { init, use_dora, ..spec() }).moved();
             let dir = tempfile::tempdir().unwrap();
             let (residual, raw) = (folder(dir.path(), "residual"), dir.path().join("raw"));
-            adapter::write_residual(&residual, &files, &model.decoder, &model.attached).unwrap();
+            adapter::write_residual(&residual, &files, &model.decoder, &model.attached, FileDType::F32)
+                .unwrap();
             model.save(&raw, Form::Raw);
             let (config, tensors) = read(&raw);
             let again = AdapterSpec::from_config(&config).unwrap();
@@ -404,4 +405,81 @@ fn tensors_that_are_missing_or_left_over_are_named() {
         .unwrap_err()
         .to_string();
     assert!(text.contains("did you mean 'lm_head'?"), "{text}");
+}
+
+fn f32_tensor(t: &Tensor) -> RawTensor<'static> {
+    let bytes: Vec<u8> = t.slice::<f32>().unwrap().iter().flat_map(|x| x.to_le_bytes()).collect();
+    RawTensor { dtype: FileDType::F32, shape: t.shape().to_vec(), bytes: bytes.into() }
+}
+
+/// With the head adapted PEFT writes its base weight along, and after PiSSA that is the residual already.
+#[test]
+fn a_residual_that_comes_with_the_adapter_is_not_taken_apart_again() {
+    let files = files("gqa-untied");
+    let targets = Targets::Names(vec!["q_proj".into(), "lm_head".into()]);
+    for init in [Init::Pissa, Init::Olora] {
+        let model = fresh(&files, &AdapterSpec { init, targets: targets.clone(), ..spec() });
+        let [a, b] = ["lora_A", "lora_B"].map(|x| {
+            let id = model.params.find(&format!("lm_head.{x}.weight")).unwrap();
+            model.params.value(id).clone()
+        });
+        let mut residual = load::read_f32(&files, "lm_head.weight").unwrap();
+        residual.add_assign(&b.matmul(&a, -1.5).unwrap()).unwrap();
+        let model = model.moved();
+        let dir = tempfile::tempdir().unwrap();
+        model.save(dir.path(), Form::Raw);
+        let (mut config, mut tensors) = read(dir.path());
+        config.init_lora_weights = peft::InitLoraWeights::Name(init.name());
+        tensors.insert("base_model.model.lm_head.base_layer.weight".into(), f32_tensor(&residual));
+        let again = AdapterSpec::from_config(&config).unwrap();
+        let back = attach(&files, &again, Start::Saved(&tensors)).unwrap();
+        assert!(far(&back.logits(), &model.logits()) < 5e-5, "{init:?}");
+        // And it goes along when the adapter is written again, and into a merged model.
+        let plain = folder(dir.path(), "plain");
+        back.save(&plain, Form::Plain);
+        let (config, tensors) = read(&plain);
+        assert!(tensors.contains_key("base_model.model.lm_head.base_layer.weight"));
+        let again = AdapterSpec::from_config(&config).unwrap();
+        let once_more = attach(&files, &again, Start::Saved(&tensors)).unwrap();
+        assert!(far(&once_more.logits(), &model.logits()) < 5e-5, "{init:?}");
+        let merged = folder(dir.path(), "merged");
+        adapter::merge(&merged, &files, &back.decoder, &back.params, Some(&back.attached), FileDType::F32)
+            .unwrap();
+        let merged = ModelFiles::open(&merged).unwrap();
+        let mut none = Params::new();
+        let plain = load::decoder(&merged, Dtypes::both(DType::F32), &mut none, &Default::default()).unwrap();
+        assert!(far(&logits(&plain, &none), &model.logits()) < 5e-5, "{init:?}");
+    }
+}
+
+#[test]
+fn what_peft_writes_beside_saved_modules_and_names_that_no_module_has_are_no_obstacle() {
+    let files = files("gqa-untied");
+    let spec = AdapterSpec { modules_to_save: vec!["lm_head".into()], ..spec() };
+    let model = fresh(&files, &spec).moved();
+    let dir = tempfile::tempdir().unwrap();
+    model.save(dir.path(), Form::Plain);
+    let (mut config, mut tensors) = read(dir.path());
+    let saved = tensors["base_model.model.lm_head.weight"].clone();
+    tensors.insert("base_model.model.lm_head.modules_to_save.weight".into(), saved.clone());
+    tensors.insert("base_model.model.lm_head.original_module.weight".into(), saved.clone());
+    if let Some(peft::ModuleNames::List(names)) = &mut config.target_modules {
+        names.push("query_key_value".into());
+    }
+    let again = AdapterSpec::from_config(&config).unwrap();
+    let back = attach(&files, &again, Start::Saved(&tensors)).unwrap();
+    assert_eq!(back.logits(), model.logits());
+    tensors.remove("base_model.model.lm_head.weight");
+    let back = attach(&files, &again, Start::Saved(&tensors)).unwrap();
+    assert_eq!(back.logits(), model.logits());
+    assert!(again.check(&load::spec(&files.config)).unwrap_err().to_string().contains("query_key_value"));
+}
+
+#[test]
+fn a_module_is_adapted_or_trained_whole_however_it_is_named() {
+    let files = files("gqa-untied");
+    let targets = Targets::Names(vec!["q_proj".into(), "v_proj".into()]);
+    let spec = AdapterSpec { modules_to_save: vec!["proj".into()], targets, ..spec() };
+    let text = attach(&files, &spec, Start::Fresh { seed: 1 }).err().unwrap().to_string();
+    assert!(text.contains("q_proj is both adapted"), "{text}");
 }

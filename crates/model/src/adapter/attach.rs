@@ -6,10 +6,10 @@ use loratune_engine::ops::{Dora, Dropout, Lora, RowNorm};
 use loratune_engine::{DType, FrozenWeight, Params, Tensor, Weight};
 use rayon::prelude::*;
 
-use super::AdapterSpec;
 use super::init::{self, StartingPoint};
 use super::plan::Site;
 use super::saved::{self, SavedTensors};
+use super::{AdapterSpec, Init};
 use crate::decoder::{Decoder, Matrix, WeightSource};
 use crate::error::{Error, Result};
 use crate::files::RawTensor;
@@ -91,16 +91,27 @@ pub fn attach(
         attached.replaced = saved.base_weights(decoder)?;
         replace_base(decoder, &attached.replaced);
     }
+    let storage = decoder.storage();
     let tied = decoder.spec().tied_head;
     let weight = |site: &Site| base_weight(site, tied, &attached.replaced, source);
-    // A few at a time: what an initialiser leaves of a weight is a copy of it.
-    for sites in sites.chunks(4 * rayon::current_num_threads()) {
+    for sites in portions(&sites) {
         let starts = sites
             .par_iter()
-            .map(|site| match start {
-                Start::Fresh { seed } => Ok(init::start(site, spec.init, seed, || weight(site))?.into()),
-                Start::Saved(tensors) => from_saved(site, spec, tensors, || weight(site)),
-                Start::Resumed(tensors) => from_checkpoint(site, spec, tensors, || weight(site)),
+            .map(|site| {
+                let mut start: SiteStart = match start {
+                    Start::Fresh { seed } => init::start(site, spec.init, seed, || weight(site))?.into(),
+                    // A base weight that comes along lacks what the initialiser took out of it already.
+                    Start::Saved(tensors) if attached.replaced.contains_key(&site.weight()) => from_saved(
+                        site,
+                        &AdapterSpec { init: Init::Kaiming, ..spec.clone() },
+                        tensors,
+                        || weight(site),
+                    )?,
+                    Start::Saved(tensors) => from_saved(site, spec, tensors, || weight(site))?,
+                    Start::Resumed(tensors) => from_checkpoint(site, spec, tensors, || weight(site))?,
+                };
+                start.residual = start.residual.map(|w| w.to_dtype(storage));
+                Ok(start)
             })
             .collect::<Result<Vec<SiteStart>>>()?;
         for (site, mut start) in sites.iter().zip(starts) {
@@ -113,6 +124,29 @@ pub fn attach(
     Ok(attached)
 }
 
+/// Sites that are worked on at a time: initialisers hold copies of W in f32 and f64.
+fn portions(sites: &[Site]) -> Vec<&[Site]> {
+    const BYTES: usize = 2 << 30;
+    let (mut portions, mut start, mut held) = (Vec::new(), 0, 0);
+    for (i, site) in sites.iter().enumerate() {
+        let [rows, cols] = site.matrix.shape;
+        let bytes = rows.saturating_mul(cols).saturating_mul(32);
+        if i > start && (held + bytes > BYTES || i - start >= 4 * rayon::current_num_threads()) {
+            portions.push(&sites[start..i]);
+            (start, held) = (i, 0);
+        }
+        held += bytes;
+    }
+    portions.push(&sites[start..]);
+    portions
+}
+
+/// The tensor of the files that a module's weight is in: a head that shares the embedding's has none of its own.
+pub(super) fn stored_name(tensor: &str, tied: bool) -> String {
+    let head = tied && tensor.strip_suffix(".weight") == Some(HEAD);
+    if head { format!("{EMBEDDING}.weight") } else { tensor.to_string() }
+}
+
 /// The base's W in f32.
 pub(super) fn base_weight(
     site: &Site,
@@ -120,11 +154,10 @@ pub(super) fn base_weight(
     replaced: &BTreeMap<String, Tensor>,
     source: &dyn WeightSource,
 ) -> Result<Tensor> {
-    let shared = tied && site.matrix.kind == MatrixKind::Head;
-    let name = format!("{}.weight", if shared { EMBEDDING } else { &site.matrix.path });
-    match replaced.get(&name) {
+    let (own, stored) = (site.weight(), stored_name(&site.weight(), tied));
+    match replaced.get(&own).or(replaced.get(&stored)) {
         Some(tensor) => Ok(tensor.clone()),
-        None => source.tensor(&name, &site.matrix.shape, DType::F32),
+        None => source.tensor(&stored, &site.matrix.shape, DType::F32),
     }
 }
 
@@ -188,10 +221,8 @@ fn put(
     let dtype = decoder.dtype().compute();
     let matrix = matrix_mut(decoder, &site.matrix.path)?;
     let embedding = matrix.kind == MatrixKind::Embedding;
-    let frozen = matrix.weight.resolve(params);
     if let Some(residual) = start.residual {
-        let FrozenWeight::Dense(old) = &*frozen;
-        matrix.weight = Weight::dense(residual.to_dtype(old.dtype()));
+        matrix.weight = Weight::dense(residual);
     }
     let [a, b, m] = saved::names(&site.matrix.path, site.matrix.kind);
     let mut lora = Lora {

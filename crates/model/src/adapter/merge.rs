@@ -6,11 +6,12 @@ use std::path::Path;
 use loratune_engine::{DType, Params, Tensor};
 
 use super::Attached;
+use super::attach::stored_name;
 use crate::decoder::{Decoder, Matrix};
 use crate::error::{Error, Result};
 use crate::files::{FileDType, ModelFiles};
 use crate::load;
-use crate::spec::{EMBEDDING, HEAD, MatrixKind};
+use crate::spec::{HEAD, MatrixKind};
 
 /// ‖W + s·B·A‖ of DoRA's modules at merging, by module path: what merging forgets and unmerging needs.
 pub type Norms = BTreeMap<String, Vec<f64>>;
@@ -92,14 +93,7 @@ pub fn merge(
     let matrices: HashMap<String, &Matrix> =
         decoder.matrices().map(|m| (format!("{}.weight", m.path), m)).collect();
     let mut norms = Norms::new();
-    let base = |name: &str| -> Result<Tensor> {
-        let shared = files.config.tie_word_embeddings && name == format!("{HEAD}.weight");
-        let read_from = if shared { format!("{EMBEDDING}.weight") } else { name.to_string() };
-        match attached.and_then(|a| a.replaced.get(&read_from)) {
-            Some(tensor) => Ok(tensor.clone()),
-            None => load::read_f32(files, &read_from),
-        }
-    };
+    let base = |name: &str| read_base(files, attached, name);
     load::write_model(dir, files, dtype, decoder.is_untied(), |name| {
         let merged = match (params.find(name), matrices.get(name)) {
             (Some(id), _) => params.value(id).to_dtype(DType::F32),
@@ -125,14 +119,19 @@ pub fn merge(
     Ok(norms)
 }
 
-/// Writes the model's folder with what a PiSSA or OLoRA adapter took out of the base taken out of `files`: the base that the
-/// adapter's raw factors belong on, in the type of the files.
-pub fn write_residual(dir: &Path, files: &ModelFiles, decoder: &Decoder, attached: &Attached) -> Result<()> {
-    write_residual_as(dir, files, decoder, attached, load::file_dtype(files))
+/// A tensor of the base in f32: what came with the adapter, or the files'.
+fn read_base(files: &ModelFiles, attached: Option<&Attached>, name: &str) -> Result<Tensor> {
+    let stored = stored_name(name, files.config.tie_word_embeddings);
+    let replaced = attached.and_then(|a| a.replaced.get(name).or(a.replaced.get(&stored)));
+    match replaced {
+        Some(tensor) => Ok(tensor.clone()),
+        None => load::read_f32(files, &stored),
+    }
 }
 
-/// As [`write_residual`], in type `dtype`.
-pub(super) fn write_residual_as(
+/// Writes the model's folder without what a PiSSA or OLoRA adapter took out of the base: the base that the adapter's raw
+/// factors belong on. In type `dtype`; in the one that the run's frozen weights are in it's the base that was trained on.
+pub fn write_residual(
     dir: &Path,
     files: &ModelFiles,
     decoder: &Decoder,
@@ -141,10 +140,9 @@ pub(super) fn write_residual_as(
 ) -> Result<()> {
     let scalings: HashMap<&str, f64> =
         decoder.matrices().filter_map(|m| Some((m.path.as_str(), m.adapter.as_ref()?.scaling))).collect();
-    let head = attached.taken.contains_key(HEAD) && files.config.tie_word_embeddings;
-    load::write_model(dir, files, dtype, head, |name| {
-        let shared = head && name == format!("{HEAD}.weight");
-        let mut w = load::read_f32(files, if shared { "model.embed_tokens.weight" } else { name })?;
+    let untied = attached.taken.contains_key(HEAD) && files.config.tie_word_embeddings;
+    load::write_model(dir, files, dtype, untied, |name| {
+        let mut w = read_base(files, Some(attached), name)?;
         let path = name.strip_suffix(".weight").unwrap_or(name);
         if let (Some([a, b]), Some(scaling)) = (attached.taken.get(path), scalings.get(path)) {
             w.add_assign(&b.matmul(a, -scaling)?)?;
@@ -208,6 +206,11 @@ pub fn unmerge(
         }
         update.scale_assign(-1.0);
         w.add_assign(&update)?;
-        Ok(w)
+        match w.is_finite() {
+            true => Ok(w),
+            false => Err(Error::Invalid(format!(
+                "the weight {name} is not finite without the adapter: a magnitude of it is 0, or it is damaged"
+            ))),
+        }
     })
 }

@@ -4,6 +4,7 @@
 //! ([`Init`]), and the training dynamics, which this crate knows nothing of.
 
 mod attach;
+mod check;
 pub mod combine;
 mod config;
 pub mod convert;

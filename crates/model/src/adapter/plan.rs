@@ -17,6 +17,11 @@ pub(crate) struct Site {
 }
 
 impl Site {
+    /// The name of the matrix's weight.
+    pub fn weight(&self) -> String {
+        format!("{}.weight", self.matrix.path)
+    }
+
     /// `[out, in]` of the layer that A and B are factors for: an embedding's is its table's transpose.
     pub fn oriented(&self) -> [usize; 2] {
         let [rows, cols] = self.matrix.shape;
@@ -38,15 +43,40 @@ impl AdapterSpec {
         }
         let matrices = model.matrices();
         let chosen = self.targets.choose(&matrices, self)?;
+        let saved = self.saved_tensors(model)?;
         chosen
             .into_iter()
             .map(|i| {
                 let matrix = matrices[i].clone();
                 let (r, scaling) = self.rank_and_scaling(&matrix.path)?;
-                self.init.check(&matrix, r)?;
-                Ok(Site { matrix, r, scaling })
+                self.init.check(&matrix, r, scaling)?;
+                let site = Site { matrix, r, scaling };
+                if saved.contains(&site.weight()) {
+                    return Err(Error::Invalid(format!(
+                        "{} is both adapted (target_modules) and trained whole (modules_to_save); name it in one only",
+                        site.matrix.path
+                    )));
+                }
+                Ok(site)
             })
             .collect()
+    }
+
+    /// The tensors of `modules_to_save`.
+    fn saved_tensors(&self, model: &DecoderSpec) -> Result<BTreeSet<String>> {
+        if self.modules_to_save.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let tensors = all_tensors(model);
+        let mut names = BTreeSet::new();
+        for wanted in &self.modules_to_save {
+            let before = names.len();
+            names.extend(tensors.iter().filter(|t| belongs_to(t, wanted)).cloned());
+            if names.len() == before && !tensors.iter().any(|t| belongs_to(t, wanted)) {
+                return Err(unknown(wanted, &tensors));
+            }
+        }
+        Ok(names)
     }
 
     /// The model's own tensors that are trained beside the adapters: `modules_to_save` and biases.
@@ -54,22 +84,11 @@ impl AdapterSpec {
     /// # Errors
     /// If a name matches nothing, or there is no bias to train.
     pub fn trained(&self, model: &DecoderSpec) -> Result<Trained> {
-        let mut tensors: Vec<String> = model.tensors().into_iter().map(|t| t.name).collect();
-        if model.tied_head {
-            tensors.push(format!("{HEAD}.weight"));
-        }
-        let mut names = BTreeSet::new();
-        for wanted in &self.modules_to_save {
-            let found: Vec<&String> = tensors.iter().filter(|t| belongs_to(t, wanted)).collect();
-            if found.is_empty() {
-                return Err(unknown(wanted, &tensors));
-            }
-            names.extend(found.into_iter().cloned());
-        }
-        let saved = names.clone();
+        let saved = self.saved_tensors(model)?;
+        let mut names = saved.clone();
         match self.bias {
             Bias::None => {}
-            Bias::All => names.extend(tensors.iter().filter(|t| t.ends_with(".bias")).cloned()),
+            Bias::All => names.extend(all_tensors(model).into_iter().filter(|t| t.ends_with(".bias"))),
             Bias::LoraOnly => {
                 let biased = self.sites(model)?.into_iter().filter(|s| s.matrix.bias);
                 names.extend(biased.map(|s| format!("{}.bias", s.matrix.path)));
@@ -88,6 +107,15 @@ impl AdapterSpec {
         let shared = [EMBEDDING, HEAD].iter().any(|p| names.contains(&format!("{p}.weight")));
         Ok(Trained::Tensors { names, untied: model.tied_head && shared })
     }
+}
+
+/// Every tensor of a model, a head that shares the embedding's weight included.
+fn all_tensors(model: &DecoderSpec) -> Vec<String> {
+    let mut tensors: Vec<String> = model.tensors().into_iter().map(|t| t.name).collect();
+    if model.tied_head {
+        tensors.push(format!("{HEAD}.weight"));
+    }
+    tensors
 }
 
 /// Whether a module on the way to a tensor ends with `name`. PEFT compares ends of text, not whole components:

@@ -37,12 +37,13 @@ pub(super) fn names(path: &str, kind: MatrixKind) -> [String; 3] {
 }
 
 /// The keys that one of the model's own trained tensors may have, the one that PEFT 0.21 writes first: PEFT wraps
-/// adapted layers, and a bias of theirs is `base_layer`'s.
+/// adapted layers, and a bias of theirs is `base_layer`'s; and saved modules, whose insides it sometimes writes too.
 fn trained_keys(name: &str, adapted: &BTreeSet<&str>) -> Vec<String> {
     let plain = format!("{PREFIX}{name}");
+    let wrapped = name.rsplit_once('.').map(|(path, last)| format!("{PREFIX}{path}.modules_to_save.{last}"));
     match name.strip_suffix(".bias").filter(|path| adapted.contains(path)) {
         Some(path) => vec![format!("{PREFIX}{path}.base_layer.bias"), plain],
-        None => vec![plain],
+        None => [plain].into_iter().chain(wrapped).collect(),
     }
 }
 
@@ -97,14 +98,16 @@ impl<'a> SavedTensors<'a> {
             used.insert(name);
         }
         for (_, keys) in &self.trained {
-            match keys.iter().find(|k| self.tensors.contains_key(*k)) {
-                Some(key) => used.insert(key),
-                None => return missing(&keys[0]),
-            };
+            if !keys.iter().any(|k| self.tensors.contains_key(k)) {
+                return missing(&keys[0]);
+            }
+            used.extend(keys.iter().map(String::as_str));
         }
         let base = self.base_names();
         used.extend(base.iter().map(|(key, _)| key.as_str()));
-        match self.tensors.keys().find(|k| !used.contains(k.as_str())) {
+        // What a saved module was before it was trained, which PEFT writes with some.
+        let known = |k: &String| used.contains(k.as_str()) || k.contains(".original_module.");
+        match self.tensors.keys().find(|k| !known(k)) {
             None => Ok(()),
             Some(extra) => Err(Error::Invalid(format!(
                 "the adapter's file holds the tensor '{extra}', which belongs to no module that its configuration \
@@ -238,8 +241,17 @@ pub fn adapter_files(
             };
             Ok((trained_keys(params.name(id), &adapted).swap_remove(0), value))
         })
+        .chain(attached.replaced.iter().map(|(name, value)| Ok((base_key(name, &adapted), value.clone()))))
         .collect::<Result<_>>()?;
     Ok((attached.spec.to_config(base, &attached.targets, doubles), tensors))
+}
+
+/// The key of a base weight that comes along with an adapter.
+fn base_key(name: &str, adapted: &BTreeSet<&str>) -> String {
+    match name.strip_suffix(".weight").filter(|path| adapted.contains(path)) {
+        Some(path) => format!("{PREFIX}{path}.base_layer.weight"),
+        None => format!("{PREFIX}{name}"),
+    }
 }
 
 fn adapted(decoder: &Decoder) -> BTreeSet<&str> {

@@ -55,22 +55,9 @@ impl Targets {
     /// leave out by layer.
     ///
     /// # Errors
-    /// If a name, or the whole choice, matches nothing (the error lists what there is), or a module is both adapted
-    /// and saved whole.
+    /// If the choice matches nothing; the error lists what there is. (Of several names some may: PEFT allows it in files.)
     pub(crate) fn choose(&self, matrices: &[MatrixSpec], spec: &AdapterSpec) -> Result<Vec<usize>> {
         let names = last_names(matrices);
-        if let Targets::Names(wanted) = self {
-            for name in wanted {
-                if !matrices.iter().any(|m| ends_with(&m.path, name)) {
-                    return Err(unknown(name, &names));
-                }
-                if let Some(saved) = spec.modules_to_save.iter().find(|s| *s == name) {
-                    return Err(Error::Invalid(format!(
-                        "'{saved}' is both adapted (target_modules) and trained whole (modules_to_save); keep one"
-                    )));
-                }
-            }
-        }
         let mut chosen = Vec::new();
         for (i, matrix) in matrices.iter().enumerate() {
             let excluded = match &spec.exclude {
@@ -89,6 +76,27 @@ impl Targets {
             )));
         }
         Ok(chosen)
+    }
+}
+
+impl AdapterSpec {
+    /// For a new adapter, whose names somebody wrote: each must be a module that can be adapted, and none saved whole.
+    ///
+    /// # Errors
+    /// The first name that is not; with the nearest one that is.
+    pub(super) fn check_targets(&self, matrices: &[MatrixSpec]) -> Result<()> {
+        let Targets::Names(wanted) = &self.targets else { return Ok(()) };
+        for name in wanted {
+            if !matrices.iter().any(|m| ends_with(&m.path, name)) {
+                return Err(unknown(name, &last_names(matrices)));
+            }
+            if let Some(saved) = self.modules_to_save.iter().find(|s| *s == name) {
+                return Err(Error::Invalid(format!(
+                    "'{saved}' is both adapted (target_modules) and trained whole (modules_to_save); keep one"
+                )));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -209,6 +217,7 @@ mod tests {
         let matrix =
             |p: &&str| MatrixSpec { path: p.to_string(), kind: kinds(p), shape: [4, 4], bias: false };
         let matrices: Vec<MatrixSpec> = PATHS.iter().map(matrix).collect();
+        spec.check_targets(&matrices)?;
         spec.targets.choose(&matrices, spec)
     }
 

@@ -6,7 +6,7 @@ mod cache;
 use std::sync::{Arc, Mutex};
 
 use loratune_engine::ops::{self, AttentionConfig, Lora, LossOutput, RopeTable, RowNorm};
-use loratune_engine::{DType, Mode, Params, Tape, Tensor, Var, Weight};
+use loratune_engine::{DType, FrozenWeight, Mode, Params, Tape, Tensor, Var, Weight};
 
 pub use build::{Dtypes, RandomWeights, Trained, WeightSource};
 pub use cache::Sequences;
@@ -105,6 +105,17 @@ impl Decoder {
     /// Storage type of the activations.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// Storage type of the frozen weights; of the activations if nothing is frozen.
+    pub fn storage(&self) -> DType {
+        let frozen = self.matrices().find_map(|m| match &m.weight {
+            Weight::Frozen(w) => Some(w.clone()),
+            Weight::Param(_) => None,
+        });
+        frozen.map_or(self.dtype, |w| match &*w {
+            FrozenWeight::Dense(t) => t.dtype(),
+        })
     }
 
     fn attention_config(&self) -> AttentionConfig {

@@ -285,7 +285,7 @@ pub fn raw(
             adapter.name
         )));
     }
-    merge::write_residual_as(dir, files, &on.decoder, &on.attached, dtype)?;
+    merge::write_residual(dir, files, &on.decoder, &on.attached, dtype)?;
     let adapter = on.files(adapter, Some(base), Form::Raw)?;
     let config =
         AdapterConfig { use_dora: false, bias: "none".into(), modules_to_save: None, ..adapter.0.clone() };

@@ -62,13 +62,16 @@ impl Init {
 
     /// # Errors
     /// If this initialiser can't start a matrix at rank `r`.
-    pub(super) fn check(self, matrix: &MatrixSpec, r: usize) -> Result<()> {
+    pub(super) fn check(self, matrix: &MatrixSpec, r: usize, scaling: f64) -> Result<()> {
         if matrix.kind == MatrixKind::Embedding {
             return Ok(());
         }
         let refuse = |what: String| {
             Err(Error::Invalid(format!("init_lora_weights: {} {what} ({})", self.name(), matrix.path)))
         };
+        if self.changes_base() && scaling <= 0.0 {
+            return refuse(format!("needs a positive scaling (lora_alpha), not {scaling}"));
+        }
         let most = matrix.shape[0].min(matrix.shape[1]);
         if self.changes_base() && r > most {
             let [out, input] = matrix.shape;
@@ -212,12 +215,13 @@ mod tests {
     #[test]
     fn impossible_ranks_are_refused_with_the_matrix() {
         let matrix = site([8, 4], 1, 1.0).matrix;
-        let text = Init::Pissa.check(&matrix, 5).unwrap_err().to_string();
+        let text = Init::Pissa.check(&matrix, 5, 1.0).unwrap_err().to_string();
         assert!(
             text.contains("8 × 4") && text.contains("rank 4, not 5") && text.contains("q_proj"),
             "{text}"
         );
-        assert!(Init::Orthogonal.check(&matrix, 3).is_err());
-        assert!(Init::Kaiming.check(&matrix, 100).is_ok());
+        assert!(Init::Orthogonal.check(&matrix, 3, 1.0).is_err());
+        assert!(Init::Pissa.check(&matrix, 2, -0.5).unwrap_err().to_string().contains("positive scaling"));
+        assert!(Init::Kaiming.check(&matrix, 100, 1.0).is_ok());
     }
 }
