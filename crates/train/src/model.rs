@@ -166,7 +166,8 @@ impl TrainedModel {
             Method::Lora(attached) if attached.spec.init.changes_base() && !self.convert => {
                 let residual = dir.join(RESIDUAL_MODEL);
                 replace_dir_atomically(&residual, |dir| -> Result<()> {
-                    adapter::write_residual(dir, &self.files, &self.decoder, attached)?;
+                    let dtype = self.decoder.storage().into();
+                    adapter::write_residual(dir, &self.files, &self.decoder, attached, dtype)?;
                     Ok(self.tokenizer.save(dir)?)
                 })?;
                 self.save_adapter(dir, attached, &residual.display().to_string(), Form::Raw)?;
