@@ -43,7 +43,7 @@ fn ends_with(path: &str, name: &str) -> bool {
 }
 
 impl Targets {
-    fn contains(&self, matrix: &MatrixSpec) -> Result<bool> {
+    pub(super) fn contains(&self, matrix: &MatrixSpec) -> Result<bool> {
         match self {
             Targets::AllLinear => Ok(matrix.kind == MatrixKind::Linear),
             Targets::Names(names) => Ok(names.iter().any(|n| ends_with(&matrix.path, n))),
@@ -151,7 +151,7 @@ fn unknown(name: &str, names: &[String]) -> Error {
 }
 
 /// The last path components of matrices, each once.
-fn last_names(matrices: &[MatrixSpec]) -> Vec<String> {
+pub(super) fn last_names(matrices: &[MatrixSpec]) -> Vec<String> {
     let set: BTreeSet<&str> = matrices.iter().map(|m| m.path.rsplit('.').next().unwrap_or(&m.path)).collect();
     set.into_iter().map(str::to_string).collect()
 }
