@@ -19,8 +19,12 @@ from common import ENGINE_GOLDENS, deterministic, generator, versions, write_jso
 from peft import LoraConfig
 from peft.tuners.lora.layer import Embedding as PeftEmbedding
 from peft.tuners.lora.layer import Linear as PeftLinear
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Phi3Config
+from transformers.activations import ACT2FN
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm, eager_attention_forward
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+from transformers.models.phi3.modeling_phi3 import apply_rotary_pos_emb as apply_partial_rotary_pos_emb
 
 TENSORS: dict[str, torch.Tensor] = {}
 CASES: list[dict] = []
@@ -83,27 +87,33 @@ def close(actual: torch.Tensor, expected: torch.Tensor, what: str, tolerance: fl
 # --- normalisation, rotation, activation, lookup ------------------------------------------------
 
 
-def rms_norm(x, weight, eps):
-    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
+def rms_norm(x, weight, eps, offset):
+    groups = x.unflatten(-1, (-1, weight.shape[0]))
+    normed = groups * torch.rsqrt(groups.pow(2).mean(-1, keepdim=True) + eps)
+    return ((offset + weight) * normed).flatten(-2)
 
 
 def rms_norm_cases():
     table = [
-        # name, n, d, eps, scale of x
-        ("one_by_one", 1, 1, 1e-5, 1.0),
-        ("odd", 5, 17, 1e-6, 1.0),
-        ("wide", 3, 33, 1e-5, 3.0),
-        ("tiny_values", 7, 5, 1e-5, 1e-3),  # eps decides the result
-        ("large_values", 2, 65, 1e-6, 1e3),
+        # name, n, columns, length of the weight, eps, scale of x, offset
+        ("one_by_one", 1, 1, 1, 1e-5, 1.0, 0),
+        ("odd", 5, 17, 17, 1e-6, 1.0, 0),
+        ("wide", 3, 33, 33, 1e-5, 3.0, 0),
+        ("tiny_values", 7, 5, 5, 1e-5, 1e-3, 0),  # eps decides the result
+        ("large_values", 2, 65, 65, 1e-6, 1e3, 0),
+        ("gemma", 5, 17, 17, 1e-6, 2.0, 1),
+        ("by_head", 9, 21, 7, 1e-6, 1.0, 0),
+        ("gemma_by_head", 33, 12, 3, 1e-6, 1.0, 1),
     ]
-    for seed, (name, n, d, eps, scale) in enumerate(table, 100):
-        case = Case("rms_norm", name, seed, n=n, d=d, eps=eps)
-        x = case.input("x", case.randn(n, d, scale=scale))
-        weight = case.input("weight", 1.0 + case.randn(d, scale=0.5))
-        y = case.differentiate(lambda x, weight: rms_norm(x, weight, eps), {"x": x, "weight": weight}, ["x", "weight"])
-        reference = LlamaRMSNorm(d, eps)
+    for seed, (name, n, cols, d, eps, scale, offset) in enumerate(table, 100):
+        case = Case("rms_norm", name, seed, n=n, d=cols, eps=eps, offset=offset)
+        x = case.input("x", case.randn(n, cols, scale=scale))
+        weight = case.input("weight", (1.0 - offset) + case.randn(d, scale=0.5))
+        inputs = {"x": x, "weight": weight}
+        y = case.differentiate(lambda x, weight: rms_norm(x, weight, eps, offset), inputs, ["x", "weight"])
+        reference = (Gemma2RMSNorm if offset else LlamaRMSNorm)(d, eps)
         reference.weight.data = weight
-        close(reference(x), y, f"rms_norm.{name}")
+        close(reference(x.view(n, -1, d)).flatten(-2), y, f"rms_norm.{name}")
 
 
 def rope_angles(positions, head_dim, theta):
@@ -112,48 +122,67 @@ def rope_angles(positions, head_dim, theta):
     return positions[:, None].float() * inv_freq
 
 
-def rope(x, angles):
+def rope(x, angles, scale):
+    """Turns the first columns of each head, two for each angle, and leaves the others."""
+    half = angles.shape[-1]
     angles = torch.cat((angles, angles), dim=-1)[:, None, :].to(x.dtype)
-    half = x.shape[-1] // 2
+    x, rest = x[..., : 2 * half], x[..., 2 * half :]
     rotated = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * angles.cos() + rotated * angles.sin()
+    return torch.cat((scale * (x * angles.cos() + rotated * angles.sin()), rest), dim=-1)
 
 
 def rope_cases():
     documents = torch.cat([torch.arange(5), torch.arange(1), torch.arange(3)])
     table = [
-        # name, positions, heads, head_dim, theta
-        ("single", torch.tensor([0]), 1, 2, 10000.0),
-        ("one_document", torch.arange(7), 3, 6, 10000.0),
-        ("documents", documents, 4, 10, 5000.0),
-        ("scattered", torch.tensor([3, 0, 301, 17, 17, 64]), 2, 12, 100000.0),
-        ("far", torch.tensor([1023, 2047, 4095]), 5, 16, 500000.0),
+        # name, positions, heads, head_dim, rotated columns of a head, theta, scale
+        ("single", torch.tensor([0]), 1, 2, 2, 10000.0, 1),
+        ("one_document", torch.arange(7), 3, 6, 6, 10000.0, 1),
+        ("documents", documents, 4, 10, 10, 5000.0, 1),
+        ("scattered", torch.tensor([3, 0, 301, 17, 17, 64]), 2, 12, 12, 100000.0, 1),
+        ("far", torch.tensor([1023, 2047, 4095]), 5, 16, 16, 500000.0, 1),
+        ("partial", documents, 3, 8, 6, 10000.0, 1),
+        ("partial_scaled", torch.tensor([3, 0, 301, 17]), 3, 16, 4, 10000.0, 1.25),
     ]
-    for seed, (name, positions, heads, head_dim, theta) in enumerate(table, 200):
+    for seed, (name, positions, heads, head_dim, rotary, theta, scale) in enumerate(table, 200):
         n = len(positions)
-        case = Case("rope", name, seed, n=n, heads=heads, head_dim=head_dim, theta=theta)
+        params = {"n": n, "heads": heads, "head_dim": head_dim, "rotary": rotary, "theta": theta, "scale": scale}
+        case = Case("rope", name, seed, **params)
         x = case.input("x", case.randn(n, heads, head_dim))
         positions = case.input("positions", positions.to(torch.int64))
-        angles = rope_angles(positions, head_dim, theta)
-        y = case.differentiate(lambda x: rope(x, angles), {"x": x}, ["x"])
-        config = LlamaConfig(
+        angles = rope_angles(positions, rotary, theta)
+        y = case.differentiate(lambda x: rope(x, angles, scale), {"x": x}, ["x"])
+        share = {} if rotary == head_dim else {"partial_rotary_factor": rotary / head_dim}
+        config = (LlamaConfig if rotary == head_dim else Phi3Config)(
             hidden_size=heads * head_dim,
             num_attention_heads=heads,
             head_dim=head_dim,
-            rope_parameters={"rope_type": "default", "rope_theta": theta},
+            pad_token_id=0,
+            rope_parameters={"rope_type": "default", "rope_theta": theta, **share},
         )
+        embedding = (LlamaRotaryEmbedding if rotary == head_dim else Phi3RotaryEmbedding)(config)
+        embedding.attention_scaling = scale
         batch = x.transpose(0, 1)[None]
-        cos, sin = LlamaRotaryEmbedding(config)(batch, positions[None])
-        close(apply_rotary_pos_emb(batch, batch, cos, sin)[0][0].transpose(0, 1), y, f"rope.{name}")
+        cos, sin = embedding(batch, positions[None])
+        apply = apply_rotary_pos_emb if rotary == head_dim else apply_partial_rotary_pos_emb
+        close(apply(batch, batch, cos, sin)[0][0].transpose(0, 1), y, f"rope.{name}")
 
 
-def silu_mul_cases():
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu_pytorch_tanh": lambda g: 0.5 * g * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (g + 0.044715 * g**3))),
+    "gelu": lambda g: 0.5 * g * (1.0 + torch.erf(g / math.sqrt(2.0))),
+}
+
+
+def gated_cases():
     table = [("one", (1, 1), 1.0), ("odd", (5, 17), 1.0), ("wide", (3, 129), 2.0), ("extreme", (7, 33), 40.0)]
-    for seed, (name, shape, scale) in enumerate(table, 300):
-        case = Case("silu_mul", name, seed, n=shape[0], d=shape[1])
-        gate = case.input("gate", case.randn(*shape, scale=scale))
-        up = case.input("up", case.randn(*shape))
-        case.differentiate(lambda gate, up: F.silu(gate) * up, {"gate": gate, "up": up}, ["gate", "up"])
+    for first, (activation, function) in zip((300, 310, 320), ACTIVATIONS.items()):
+        for seed, (name, shape, scale) in enumerate(table, first):
+            case = Case("gated", f"{activation}_{name}", seed, n=shape[0], d=shape[1], activation=activation)
+            gate = case.input("gate", case.randn(*shape, scale=scale))
+            up = case.input("up", case.randn(*shape))
+            y = case.differentiate(lambda gate, up: function(gate) * up, {"gate": gate, "up": up}, ["gate", "up"])
+            close(ACT2FN[activation](gate) * up, y, f"gated.{activation}_{name}")
 
 
 def embedding_cases():
@@ -173,53 +202,74 @@ def embedding_cases():
 # --- attention ----------------------------------------------------------------------------------
 
 
-def attention(q, k, v, cu_seqlens, window):
-    """Causal attention inside each document; query head h reads key head h // (hq // hkv)."""
-    n, heads, head_dim = q.shape
-    groups = heads // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+def visible_keys(cu_seqlens, window):
+    """[query, key]: earlier keys of the same document, and the query's own, within the window."""
+    n = int(cu_seqlens[-1])
     document = torch.bucketize(torch.arange(n), cu_seqlens[1:], right=True)
     distance = torch.arange(n)[:, None] - torch.arange(n)[None, :]
     visible = (document[:, None] == document[None, :]) & (distance >= 0)
-    if window is not None:
-        visible &= distance < window
-    scores = torch.einsum("ihd,jhd->hij", q, k) / math.sqrt(head_dim)
+    return visible if window is None else visible & (distance < window)
+
+
+def attention(q, k, v, visible, scale, softcap):
+    """Query head h reads key head h // (hq // hkv)."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = torch.einsum("ihd,jhd->hij", q, k) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
     return torch.einsum("hij,jhd->ihd", weights, v)
 
 
+def check_attention(name, y, q, k, v, visible, bounds, scale, softcap):
+    """By torch's own function where there is neither window nor cap, and by Gemma 2's always."""
+    if softcap is None and visible.sum() == visible_keys(bounds, None).sum():
+        for start, end in zip(bounds[:-1], bounds[1:]):
+            parts = [t[start:end].double().transpose(0, 1)[None] for t in (q, k, v)]
+            reference = F.scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=True, scale=scale)
+            close(reference[0].transpose(0, 1), y[start:end], f"attention.{name}")
+    module = torch.nn.Module()
+    module.num_key_value_groups = q.shape[1] // k.shape[1]
+    mask = torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, torch.finfo(torch.float64).min)
+    parts = [t.double().transpose(0, 1)[None] for t in (q, k, v)]
+    reference, _ = eager_attention_forward(module, *parts, mask, scaling=scale, softcap=softcap)
+    close(reference[0], y, f"attention.{name} by Gemma 2")
+
+
 def attention_cases():
     table = [
-        # name, query heads, key heads, head_dim, document lengths, window, scale of q
-        ("one_token", 1, 1, 3, [1], None, 1.0),
-        ("mha_3", 3, 3, 5, [7], None, 1.0),
-        ("gqa_4_2", 4, 2, 8, [17], None, 1.0),
-        ("gqa_6_2_documents", 6, 2, 6, [5, 1, 3], None, 1.0),
-        ("gqa_9_3_documents", 9, 3, 4, [17, 1, 33, 2], None, 1.0),
-        ("long", 2, 1, 7, [197], None, 1.0),
-        ("long_documents", 3, 3, 5, [129, 3, 65], None, 1.0),
-        ("sharp", 3, 1, 7, [31, 9], None, 30.0),
-        ("window", 4, 2, 6, [50, 9], 7, 1.0),
-        ("window_of_one", 2, 2, 4, [5, 3], 1, 1.0),
-        ("window_long", 2, 1, 4, [151], 67, 1.0),
+        # name, query heads, key heads, head_dim, document lengths, window, scale of q, soft cap, scale of q·k
+        ("one_token", 1, 1, 3, [1], None, 1.0, None, None),
+        ("mha_3", 3, 3, 5, [7], None, 1.0, None, None),
+        ("gqa_4_2", 4, 2, 8, [17], None, 1.0, None, None),
+        ("gqa_6_2_documents", 6, 2, 6, [5, 1, 3], None, 1.0, None, None),
+        ("gqa_9_3_documents", 9, 3, 4, [17, 1, 33, 2], None, 1.0, None, None),
+        ("long", 2, 1, 7, [197], None, 1.0, None, None),
+        ("long_documents", 3, 3, 5, [129, 3, 65], None, 1.0, None, None),
+        ("sharp", 3, 1, 7, [31, 9], None, 30.0, None, None),
+        ("window", 4, 2, 6, [50, 9], 7, 1.0, None, None),
+        ("window_of_one", 2, 2, 4, [5, 3], 1, 1.0, None, None),
+        ("window_long", 2, 1, 4, [151], 67, 1.0, None, None),
+        ("softcap", 4, 2, 6, [17, 1, 9], None, 1.0, 0.8, None),
+        ("softcap_sharp", 2, 1, 6, [33], None, 30.0, 5.0, 0.3),
+        ("softcap_window", 4, 2, 6, [50, 9], 7, 3.0, 2.0, 1.0),
+        ("softcap_window_long", 2, 1, 4, [151], 67, 2.0, 50.0, 0.7),
     ]
-    for seed, (name, hq, hkv, hd, lengths, window, scale) in enumerate(table, 500):
-        n = sum(lengths)
-        params = {"n": n, "heads": hq, "kv_heads": hkv, "head_dim": hd, "window": window}
-        case = Case("attention", name, seed, **params)
+    for seed, (name, hq, hkv, hd, lengths, window, spread, softcap, scale) in enumerate(table, 500):
+        n, scale = sum(lengths), scale or hd**-0.5
+        params = {"n": n, "heads": hq, "kv_heads": hkv, "head_dim": hd, "window": window, "softcap": softcap}
+        case = Case("attention", name, seed, **params, scale=scale)
         inputs = {
-            "q": case.input("q", case.randn(n, hq, hd, scale=scale)),
+            "q": case.input("q", case.randn(n, hq, hd, scale=spread)),
             "k": case.input("k", case.randn(n, hkv, hd)),
             "v": case.input("v", case.randn(n, hkv, hd)),
         }
         bounds = torch.tensor([0, *lengths]).cumsum(0)
         cu_seqlens = case.input("cu_seqlens", bounds.to(torch.int32))
-        y = case.differentiate(lambda q, k, v: attention(q, k, v, cu_seqlens, window), inputs, ["q", "k", "v"])
-        if window is None:
-            for start, end in zip(bounds[:-1], bounds[1:]):
-                q, k, v = (t[start:end].double().transpose(0, 1)[None] for t in inputs.values())
-                reference = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-                close(reference[0].transpose(0, 1), y[start:end], f"attention.{name}")
+        visible = visible_keys(cu_seqlens, window)
+        y = case.differentiate(lambda q, k, v: attention(q, k, v, visible, scale, softcap), inputs, ["q", "k", "v"])
+        check_attention(name, y, *inputs.values(), visible, bounds, scale, softcap)
 
 
 # --- linear layers ------------------------------------------------------------------------------
@@ -434,17 +484,21 @@ def adapted_linear_cross_entropy_cases():
 
 def linear_cross_entropy_cases():
     table = [
-        # name, n, d, vocab, share of ignored targets, upstream gradient, scale of hidden
-        ("one", 1, 3, 5, 0.0, 1.0, 1.0),
-        ("odd", 7, 5, 33, 0.3, 0.37, 1.0),
-        ("large_vocab", 17, 5, 1031, 0.25, 1.0 / 13.0, 1.0),
-        ("one_trained", 9, 7, 65, "all but one", 1.0, 1.0),
-        ("none_trained", 5, 3, 17, "all", 1.0, 1.0),
-        ("large_logits", 5, 17, 65, 0.2, -2.5, 30.0),
+        # name, n, d, vocab, share of ignored targets, upstream gradient, scale of hidden, scale of logits, their cap
+        ("one", 1, 3, 5, 0.0, 1.0, 1.0, 1, None),
+        ("odd", 7, 5, 33, 0.3, 0.37, 1.0, 1, None),
+        ("large_vocab", 17, 5, 1031, 0.25, 1.0 / 13.0, 1.0, 1, None),
+        ("one_trained", 9, 7, 65, "all but one", 1.0, 1.0, 1, None),
+        ("none_trained", 5, 3, 17, "all", 1.0, 1.0, 1, None),
+        ("large_logits", 5, 17, 65, 0.2, -2.5, 30.0, 1, None),
+        ("scaled", 7, 5, 33, 0.3, 0.37, 1.0, 0.0625, None),
+        ("capped", 7, 5, 33, 0.3, 0.37, 2.0, 1, 3.0),
+        ("scaled_capped", 17, 5, 1031, 0.25, -1.5, 10.0, 0.5, 30.0),
     ]
-    for seed, (name, n, d, vocab, ignored, upstream, scale) in enumerate(table, 800):
-        case = Case("linear_cross_entropy", name, seed, n=n, d=d, vocab=vocab, ignore_index=IGNORED, reduction="sum")
-        hidden = case.input("hidden", case.randn(n, d, scale=scale))
+    for seed, (name, n, d, vocab, ignored, upstream, spread, scale, softcap) in enumerate(table, 800):
+        params = {"n": n, "d": d, "vocab": vocab, "scale": scale, "softcap": softcap}
+        case = Case("linear_cross_entropy", name, seed, **params, ignore_index=IGNORED, reduction="sum")
+        hidden = case.input("hidden", case.randn(n, d, scale=spread))
         head = case.input("head", case.randn(vocab, d))
         targets = torch.randint(0, vocab, (n,), generator=case.random)
         if ignored == "all":
@@ -455,12 +509,14 @@ def linear_cross_entropy_cases():
             targets[torch.rand(n, generator=case.random) < ignored] = IGNORED
         targets = case.input("targets", targets)
         case.entry["params"]["trained"] = int((targets != IGNORED).sum())
-        case.differentiate(
-            lambda hidden, head: F.cross_entropy(F.linear(hidden, head), targets, reduction="sum", ignore_index=IGNORED),
-            {"hidden": hidden, "head": head},
-            ["hidden", "head"],
-            upstream=upstream,
-        )
+
+        def loss(hidden, head):
+            logits = F.linear(hidden, head) * scale
+            if softcap is not None:
+                logits = softcap * torch.tanh(logits / softcap)
+            return F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED)
+
+        case.differentiate(loss, {"hidden": hidden, "head": head}, ["hidden", "head"], upstream=upstream)
 
 
 # --- optimiser ----------------------------------------------------------------------------------
@@ -507,7 +563,7 @@ def main():
     deterministic()
     rms_norm_cases()
     rope_cases()
-    silu_mul_cases()
+    gated_cases()
     embedding_cases()
     attention_cases()
     linear_cases()

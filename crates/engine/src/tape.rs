@@ -3,10 +3,12 @@
 //! Ops are few and big, and each writes its own backward; the tape knows no mathematics. A value that no trainable
 //! parameter flows into carries no node, is saved by nothing, and costs nothing in the backward pass.
 
+use rayon::prelude::*;
+
 use crate::error::{Error, Result, check_shape};
 use crate::param::{Gradients, ParamId, Params};
 use crate::rng::Key;
-use crate::{DType, Tensor};
+use crate::{DType, Element, Tensor, dispatch};
 
 /// A value on the tape.
 #[derive(Clone, Debug)]
@@ -69,6 +71,24 @@ impl Sink<'_> {
             Some(sum) => sum.add_assign(&grad)?,
             empty => *empty = Some(grad),
         }
+        Ok(())
+    }
+
+    /// Adds the gradient of some columns of a matrix `[rows, cols]`, from column `first` on.
+    pub fn add_columns(&mut self, to: Source, first: usize, cols: usize, grad: &Tensor) -> Result<()> {
+        let Some(i) = to.0 else { return Ok(()) };
+        let sum = self.by_node[i].get_or_insert_with(|| Tensor::zeros(grad.dtype(), &[grad.rows(), cols]));
+        check_shape("split_columns", "gradient", sum.shape(), &[grad.rows(), cols])?;
+        let size = grad.cols();
+        dispatch!(grad.dtype(), E => {
+            let (sum, grad) = (sum.slice_mut::<E>()?, grad.slice::<E>()?);
+            let rows = sum.par_chunks_mut(cols.max(1)).zip(grad.par_chunks(size.max(1))).with_min_len(16);
+            rows.for_each(|(sum, grad)| {
+                for (s, g) in sum[first..first + size].iter_mut().zip(grad) {
+                    *s = E::from_acc(s.to_acc() + g.to_acc());
+                }
+            });
+        });
         Ok(())
     }
 

@@ -2,63 +2,167 @@ use rayon::prelude::*;
 
 use crate::error::{Result, check_shape};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
-use crate::tensor::CHUNK;
+use crate::tensor::{CHUNK, map2_to_vec};
 use crate::{Element, Real, Tensor, dispatch};
 
-struct SiluMulBackward {
+/// The function that [`gated`] applies to the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// g·σ(g), SwiGLU's (`silu`, `swish`).
+    Silu,
+    /// ½·g·(1 + tanh(√(2/π)·(g + 0.044715·g³))) (`gelu_pytorch_tanh`, `gelu_new`).
+    GeluTanh,
+    /// ½·g·(1 + erf(g/√2)) (`gelu`).
+    Gelu,
+}
+
+/// An activation a: inlined into the loops over the elements.
+trait Curve: Sync {
+    /// a(g)·u.
+    fn product<R: Real>(g: R, u: R) -> R;
+    /// d·u·a'(g) and d·a(g).
+    fn gradients<R: Real>(g: R, u: R, d: R) -> (R, R);
+}
+
+struct Silu;
+
+impl Curve for Silu {
+    #[inline(always)]
+    fn product<R: Real>(g: R, u: R) -> R {
+        g / (R::one() + (-g).exp_fast()) * u
+    }
+    #[inline(always)]
+    fn gradients<R: Real>(g: R, u: R, d: R) -> (R, R) {
+        let one = R::one();
+        let sigmoid = one / (one + (-g).exp_fast());
+        (d * u * sigmoid * (one + g * (one - sigmoid)), d * g * sigmoid)
+    }
+}
+
+/// By ½·(1 + tanh z) = σ(2z), which loses no digits where the tanh is near -1.
+struct GeluTanh;
+
+impl GeluTanh {
+    /// s = σ(2z) and g·d(2z)/dg, with z = √(2/π)·(g + 0.044715·g³).
+    #[inline(always)]
+    fn sigmoid<R: Real>(g: R) -> (R, R) {
+        // Beyond ±32 s is 0 or 1, and g³ may be infinite. NaN stays.
+        let limit = R::of(32.0);
+        let g = if g > limit { limit } else { g };
+        let g = if g < -limit { -limit } else { g };
+        let (two_root, cubic) = (R::of(2.0 * (2.0 / std::f64::consts::PI).sqrt()), R::of(0.044715));
+        let square = cubic * g * g;
+        let s = R::one() / (R::one() + (-two_root * g * (R::one() + square)).exp_fast());
+        (s, two_root * g * (R::one() + R::of(3.0) * square))
+    }
+}
+
+impl Curve for GeluTanh {
+    #[inline(always)]
+    fn product<R: Real>(g: R, u: R) -> R {
+        g * Self::sigmoid(g).0 * u
+    }
+    #[inline(always)]
+    fn gradients<R: Real>(g: R, u: R, d: R) -> (R, R) {
+        let (s, growth) = Self::sigmoid(g);
+        (d * u * s * (R::one() + (R::one() - s) * growth), d * g * s)
+    }
+}
+
+struct Gelu;
+
+impl Curve for Gelu {
+    #[inline(always)]
+    fn product<R: Real>(g: R, u: R) -> R {
+        g * g.normal_cdf() * u
+    }
+    #[inline(always)]
+    fn gradients<R: Real>(g: R, u: R, d: R) -> (R, R) {
+        let density = R::of((0.5 / std::f64::consts::PI).sqrt()) * (R::of(-0.5) * g * g).exp_fast();
+        let below = g.normal_cdf();
+        (d * u * (below + g * density), d * g * below)
+    }
+}
+
+/// Runs a block with `$A` bound to the [`Curve`] of an [`Activation`].
+macro_rules! dispatch_curve {
+    ($activation:expr, $A:ident => $body:expr) => {
+        match $activation {
+            Activation::Silu => {
+                type $A = Silu;
+                $body
+            }
+            Activation::GeluTanh => {
+                type $A = GeluTanh;
+                $body
+            }
+            Activation::Gelu => {
+                type $A = Gelu;
+                $body
+            }
+        }
+    };
+}
+
+struct GatedBackward {
     gate_source: Source,
     up_source: Source,
     gate: Tensor,
     up: Tensor,
+    activation: Activation,
 }
 
-impl Backward for SiluMulBackward {
+impl Backward for GatedBackward {
     fn name(&self) -> &'static str {
-        "silu_mul"
+        "gated"
     }
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
-        let (dgate, dup) = dispatch!(dy.dtype(), E => backward::<E>(&self.gate, &self.up, &dy)?);
+        let (dgate, dup) = dispatch!(dy.dtype(), E => {
+            dispatch_curve!(self.activation, A => backward::<E, A>(&self.gate, &self.up, &dy)?)
+        });
         grads.add(self.gate_source, dgate)?;
         grads.add(self.up_source, dup)
     }
 }
 
-fn backward<E: Element>(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+fn backward<E: Element, A: Curve>(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
     let (g, u, d) = (gate.slice::<E>()?, up.slice::<E>()?, dy.slice::<E>()?);
     let (mut dg, mut du) = (vec![E::default(); g.len()], vec![E::default(); g.len()]);
     dg.par_chunks_mut(CHUNK).zip(du.par_chunks_mut(CHUNK)).enumerate().for_each(|(c, (dg, du))| {
         let at = c * CHUNK;
         let (g, u, d) = (&g[at..at + dg.len()], &u[at..at + dg.len()], &d[at..at + dg.len()]);
-        let one = E::Acc::of(1.0);
         for i in 0..dg.len() {
-            let (g, u, d) = (g[i].to_acc(), u[i].to_acc(), d[i].to_acc());
-            let sigmoid = one / (one + (-g).exp_fast());
-            dg[i] = E::from_acc(d * u * sigmoid * (one + g * (one - sigmoid)));
-            du[i] = E::from_acc(d * g * sigmoid);
+            let (of_gate, of_up) = A::gradients(g[i].to_acc(), u[i].to_acc(), d[i].to_acc());
+            dg[i] = E::from_acc(of_gate);
+            du[i] = E::from_acc(of_up);
         }
     });
     Ok((Tensor::new(dg, gate.shape()), Tensor::new(du, gate.shape())))
 }
 
-/// y = silu(gate) ∘ up with silu(g) = g·σ(g): the gated activation of SwiGLU (Shazeer, arXiv 2002.05202).
+/// y = a(gate) ∘ up: a gated linear unit with the activation a (SwiGLU, GeGLU: Shazeer, arXiv 2002.05202).
 ///
-/// dgate = dy∘up·σ(g)·(1 + g·(1 − σ(g))), dup = dy∘silu(g). Saved: gate and up.
-pub fn silu_mul(tape: &mut Tape<'_>, gate: &Var, up: &Var) -> Result<Var> {
-    check_shape("silu_mul", "up", up.value().shape(), gate.value().shape())?;
+/// dgate = dy∘up∘a'(gate), dup = dy∘a(gate), where
+/// - silu: a' = σ(g)·(1 + g·(1 − σ(g)));
+/// - gelu by tanh: a = g·s with s = σ(2z), z = √(2/π)·(g + 0.044715·g³), a' = s·(1 + g·(1 − s)·2z');
+/// - gelu: a = g·Φ(g), a' = Φ(g) + g·e^(−g²/2)/√(2π), with Φ the normal distribution.
+///
+/// Computed in one pass and rounded once. Saved: gate and up.
+pub fn gated(tape: &mut Tape<'_>, gate: &Var, up: &Var, activation: Activation) -> Result<Var> {
+    check_shape("gated", "up", up.value().shape(), gate.value().shape())?;
     let y = dispatch!(gate.value().dtype(), E => {
         let (g, u) = (gate.value().slice::<E>()?, up.value().slice::<E>()?);
-        let one = <E as Element>::Acc::of(1.0);
-        let y = crate::tensor::map2_to_vec(g, u, |g, u| {
-            let g = g.to_acc();
-            E::from_acc(g / (one + (-g).exp_fast()) * u.to_acc())
+        let y = dispatch_curve!(activation, A => {
+            map2_to_vec(g, u, |g, u| E::from_acc(A::product(g.to_acc(), u.to_acc())))
         });
         Tensor::new(y, gate.value().shape())
     });
     let needs = gate.needs_grad() || up.needs_grad();
-    Ok(tape.record(y, needs, || SiluMulBackward {
+    Ok(tape.record(y, needs, || GatedBackward {
         gate_source: gate.source(),
         up_source: up.source(),
         gate: gate.value().clone(),
         up: up.value().clone(),
+        activation,
     }))
 }

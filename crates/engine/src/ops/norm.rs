@@ -1,16 +1,50 @@
 use num_traits::Float;
 use rayon::prelude::*;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
-use crate::{DType, Element, Real, Tensor, Weight, dispatch};
+use crate::{DType, Element, Params, Real, Tensor, Weight, dispatch};
+
+/// What [`rms_norm`] adds: to the mean square, and to the weight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RmsNorm {
+    pub eps: f64,
+    /// Added to the weight: 1 for Gemma, whose weights are stored less one, else 0.
+    pub offset: f64,
+}
+
+impl RmsNorm {
+    /// offset + w, and the size of the groups that it is for.
+    fn weight<R: Real>(&self, w: &Weight, params: &Params, cols: usize) -> Result<(Vec<R>, usize)> {
+        let shape = w.resolve(params).shape().to_vec();
+        let &[d] = &shape[..] else { return Err(misfit(&shape, cols)) };
+        if d == 0 || !cols.is_multiple_of(d) {
+            return Err(misfit(&shape, cols));
+        }
+        let mut w = w.vector::<R>(params, "rms_norm", d)?;
+        if self.offset != 0.0 {
+            w.iter_mut().for_each(|w| *w += R::of(self.offset));
+        }
+        Ok((w, d))
+    }
+}
+
+fn misfit(shape: &[usize], cols: usize) -> Error {
+    Error::Shape {
+        op: "rms_norm",
+        what: "weight".into(),
+        expected: format!("[{cols}] or [a divisor of {cols}]"),
+        got: format!("{shape:?}"),
+    }
+}
 
 struct RmsNormBackward {
     x_source: Source,
     x: Tensor,
-    /// 1/√(mean(x²) + eps) per row, in the compute type.
+    /// 1/√(mean(x²) + eps) per group, in the compute type.
     rstd: Tensor,
     weight: Weight,
+    config: RmsNorm,
 }
 
 impl Backward for RmsNormBackward {
@@ -22,13 +56,12 @@ impl Backward for RmsNormBackward {
     }
 }
 
-/// Rows per task: fixed, so that the order of the weight gradient's sums does not depend on the threads.
+/// Groups per task: fixed, so that the order of the weight gradient's sums does not depend on the threads.
 const ROWS: usize = 64;
 
 impl RmsNormBackward {
     fn run<E: Element>(self, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
-        let d = self.x.cols();
-        let w = self.weight.vector::<E::Acc>(grads.params, "rms_norm", d)?;
+        let (w, d) = self.config.weight::<E::Acc>(&self.weight, grads.params, self.x.cols())?;
         let (x, rstd, dys) = (self.x.slice::<E>()?, self.rstd.slice::<E::Acc>()?, dy.slice::<E>()?);
         let trained = self.weight.param();
         let mut dx = vec![E::default(); x.len()];
@@ -64,14 +97,20 @@ impl RmsNormBackward {
     }
 }
 
-/// y = x / √(mean(x²) + eps) · w over the last dimension (Zhang & Sennrich, arXiv 1910.07467; `LlamaRMSNorm`).
+/// y = x / √(mean(x²) + eps) · (offset + w) over the last dimension (Zhang & Sennrich, arXiv 1910.07467; `LlamaRMSNorm`,
+/// and with offset 1 `GemmaRMSNorm`). If w is shorter than the rows and divides them, each group of `w.len()` columns is a
+/// row of its own: the norms of queries and keys by head.
 ///
-/// With r = 1/√(mean(x²) + eps): dx = r·(dy∘w) − x·r³·mean(x∘dy∘w), dw = Σ rows of dy∘x·r. Saved: x and r.
-pub fn rms_norm(tape: &mut Tape<'_>, x: &Var, weight: &Weight, eps: f64) -> Result<Var> {
-    let d = x.value().cols();
+/// With r = 1/√(mean(x²) + eps), c = offset + w: dx = r·(dy∘c) − x·r³·mean(x∘dy∘c), dw = Σ rows of dy∘x·r. Of bf16, all is
+/// computed in f32 and y rounded once, as Gemma does; `LlamaRMSNorm` rounds x·r before it multiplies by w, too.
+/// Saved: x and r.
+///
+/// # Errors
+/// If w is not a vector, or its length does not divide the rows.
+pub fn rms_norm(tape: &mut Tape<'_>, x: &Var, weight: &Weight, config: RmsNorm) -> Result<Var> {
     let (y, rstd) = dispatch!(x.value().dtype(), E => {
-        let w = weight.vector::<<E as Element>::Acc>(tape.params(), "rms_norm", d)?;
-        forward::<E>(x.value(), &w, eps)?
+        let (w, _) = config.weight::<<E as Element>::Acc>(weight, tape.params(), x.value().cols())?;
+        forward::<E>(x.value(), &w, config.eps)?
     });
     debug_assert_eq!(y.dtype().compute() == DType::F64, rstd.dtype() == DType::F64);
     let needs = x.needs_grad() || weight.param().is_some();
@@ -80,14 +119,15 @@ pub fn rms_norm(tape: &mut Tape<'_>, x: &Var, weight: &Weight, eps: f64) -> Resu
         x: x.value().clone(),
         rstd,
         weight: weight.clone(),
+        config,
     }))
 }
 
 fn forward<E: Element>(x: &Tensor, w: &[E::Acc], eps: f64) -> Result<(Tensor, Tensor)> {
-    let (n, d) = (x.rows(), x.cols());
+    let d = w.len();
     let xs = x.slice::<E>()?;
     let mut y = vec![E::default(); xs.len()];
-    let mut rstd = vec![E::Acc::of(0.0); n];
+    let mut rstd = vec![E::Acc::of(0.0); xs.len() / d];
     y.par_chunks_mut(ROWS * d).zip(rstd.par_chunks_mut(ROWS)).zip(xs.par_chunks(ROWS * d)).for_each(
         |((y, rstd), x)| {
             for ((y, r), x) in y.chunks_exact_mut(d).zip(rstd).zip(x.chunks_exact(d)) {
@@ -99,5 +139,6 @@ fn forward<E: Element>(x: &Tensor, w: &[E::Acc], eps: f64) -> Result<(Tensor, Te
             }
         },
     );
-    Ok((Tensor::new(y, x.shape()), Tensor::new(rstd, &[n])))
+    let groups = rstd.len();
+    Ok((Tensor::new(y, x.shape()), Tensor::new(rstd, &[groups])))
 }

@@ -87,9 +87,11 @@ fn rotate<E: Element>(
 
 /// Rotary position embedding of x `[tokens, heads · head_dim]`: element i of a head's first half is paired with element
 /// i of its second half (Hugging Face's convention) and the pair is turned by position · frequency i. Elements past
-/// twice the number of frequencies stay as they are.
+/// twice the number of frequencies stay as they are (partial rotation). With a table's scale the rotated ones are
+/// multiplied by it, the others not.
 ///
-/// A rotation's transpose is the rotation back, so dx is dy turned by the negative angle. Nothing is saved.
+/// A rotation's transpose is the rotation back, so dx is dy turned by the negative angle (and scaled alike). Nothing is
+/// saved. A layer without rotation has no rope: its caller leaves the op out.
 ///
 /// # Errors
 /// If a position lies beyond the table.

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use loratune_engine::ops::{self, Dora, Dropout, Lora, RowNorm};
+use loratune_engine::ops::{self, Dora, Dropout, Logits, Lora, RowNorm};
 use loratune_engine::{Error, Tape, Var, Weight};
 
-use crate::cases::{case, frozen};
+use crate::cases::{case, frozen, logits, suffix};
 use crate::harness::{Case, Inputs};
 
 /// Norms that are not those of any weight: the gradient is that of a fixed norm, whatever the norm is.
@@ -150,15 +150,31 @@ fn heads() -> [(usize, usize, usize, Vec<i32>); 3] {
     ]
 }
 
+fn head_variants() -> [(Dropout, Logits); 3] {
+    let [plain, .., both] = logits();
+    [(Dropout::None, plain), (Dropout::Random(0.3), plain), (Dropout::Random(0.3), both)]
+}
+
 fn lora_on_head() -> Vec<Case> {
     let mut cases = Vec::new();
     for (n, d, v, targets) in heads() {
-        for dropout in [Dropout::None, Dropout::Random(0.3)] {
-            let (name, last) =
-                (format!("linear_cross_entropy {n}x{d} over {v}, lora, {dropout:?}"), targets.clone());
+        for (dropout, logits) in head_variants() {
+            let suffix = suffix(logits);
+            let (name, last) = (
+                format!("linear_cross_entropy {n}x{d} over {v}, lora, {dropout:?}{suffix}"),
+                targets.clone(),
+            );
             let build = move |t: &mut Tape<'_>, i: &Inputs, head: &Weight| -> Result<Var, Error> {
                 let x = i.activation(t, 0);
-                Ok(ops::linear_cross_entropy(t, &x, head, Some(&adapter(i, 1, &dropout, None)), &last)?.loss)
+                Ok(ops::linear_cross_entropy(
+                    t,
+                    &x,
+                    head,
+                    Some(&adapter(i, 1, &dropout, None)),
+                    &last,
+                    logits,
+                )?
+                .loss)
             };
             let inputs = [("x", &[n, d][..]), ("a", &[2, d]), ("b", &[v, 2]), ("head", &[v, d])];
             let trained = build.clone();
@@ -173,14 +189,15 @@ fn lora_on_head() -> Vec<Case> {
 fn dora_on_head(present: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     for (n, d, v, targets) in heads() {
-        for dropout in [Dropout::None, Dropout::Random(0.3)] {
-            let name = format!("linear_cross_entropy {n}x{d} over {v}, dora, {dropout:?}, {present}");
+        for (dropout, logits) in head_variants() {
+            let suffix = suffix(logits);
+            let name = format!("linear_cross_entropy {n}x{d} over {v}, dora, {dropout:?}, {present}{suffix}");
             let inputs = [("x", &[n, d][..]), ("a", &[2, d]), ("b", &[v, 2]), ("m", &[v])];
             let targets = targets.clone();
             cases.push(case(name, &inputs, move |t, i| {
                 let (x, head) = (i.activation(t, 0), frozen(v, d, i));
                 let lora = adapter(i, 1, &dropout, Some(row_norm(present, &head, v)));
-                Ok(ops::linear_cross_entropy(t, &x, &head, Some(&lora), &targets)?.loss)
+                Ok(ops::linear_cross_entropy(t, &x, &head, Some(&lora), &targets, logits)?.loss)
             }));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use loratune_engine::ops::{self, Dora, Dropout, Lora, RowNorm, column_norms, row_norms};
+use loratune_engine::ops::{self, Dora, Dropout, Logits, Lora, RowNorm, column_norms, row_norms};
 use loratune_engine::rng::Key;
 use loratune_engine::{DType, Gradients, Mode, ParamId, Params, Tape, Tensor, Var, Weight};
 
@@ -149,7 +149,9 @@ fn present_norms_give_what_the_same_fixed_norms_give() {
             let head = |norm| {
                 let lora = s.with_norm(norm);
                 s.run(Mode::Grad, |t, x| {
-                    ops::linear_cross_entropy(t, x, &s.weight, Some(&lora), &targets).unwrap().loss
+                    ops::linear_cross_entropy(t, x, &s.weight, Some(&lora), &targets, Logits::default())
+                        .unwrap()
+                        .loss
                 })
             };
             let norms = row_norms(&s.params, &s.weight, &s.plain()).unwrap();
@@ -239,11 +241,13 @@ fn a_head_with_an_adapter_equals_the_linear_layer_and_the_loss_one_after_the_oth
         for lora in [s.plain(), s.with_norm(s.recomputed())] {
             let mode = Mode::Train(Key::new(8));
             let fused = s.run(mode, |t, x| {
-                ops::linear_cross_entropy(t, x, &s.weight, Some(&lora), targets).unwrap().loss
+                ops::linear_cross_entropy(t, x, &s.weight, Some(&lora), targets, Logits::default())
+                    .unwrap()
+                    .loss
             });
             let apart = s.run(mode, |t, x| {
                 let y = ops::linear(t, x, &s.weight, None, Some(&lora)).unwrap();
-                ops::linear_cross_entropy(t, &y, &identity, None, targets).unwrap().loss
+                ops::linear_cross_entropy(t, &y, &identity, None, targets, Logits::default()).unwrap().loss
             });
             assert!(relative(&fused.0, &apart.0) < 1e-12);
             for (i, (a, b)) in fused.1.iter().zip(&apart.1).enumerate() {

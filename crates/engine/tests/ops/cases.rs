@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use loratune_engine::ops::{self, AttentionConfig, Documents, Dropout, Lora, RopeTable};
+use loratune_engine::ops::{
+    self, Activation, AttentionConfig, Documents, Dropout, Logits, Lora, RmsNorm, RopeTable,
+};
 use loratune_engine::{Error, Tape, Tensor, Var, Weight};
 
 use crate::harness::{Case, Inputs};
@@ -26,10 +28,11 @@ pub fn all() -> Vec<Case> {
         rms_norm(),
         rope(),
         attention(),
-        silu_mul(),
+        gated(),
         embedding(),
         linear(),
         loss(),
+        split(),
         shared(),
         crate::adapter_cases::all(),
     ];
@@ -37,10 +40,23 @@ pub fn all() -> Vec<Case> {
 }
 
 fn add() -> Vec<Case> {
-    vec![case("add", &[("a", &[3, 5]), ("b", &[3, 5])], |t, i| {
-        let (a, b) = (i.activation(t, 0), i.activation(t, 1));
-        ops::add(t, &a, &b)
-    })]
+    let inputs = [("a", &[3, 5][..]), ("b", &[3, 5])];
+    let both = |t: &mut Tape<'_>, i: &Inputs| (i.activation(t, 0), i.activation(t, 1));
+    vec![
+        case("add", &inputs, move |t, i| {
+            let (a, b) = both(t, i);
+            ops::add(t, &a, &b)
+        }),
+        case("add_scaled", &inputs, move |t, i| {
+            let (a, b) = both(t, i);
+            ops::add_scaled(t, &a, &b, 0.22)
+        }),
+        // The gradient that is scaled is also the other operand's.
+        case("add_scaled to itself", &inputs[..1], |t, i| {
+            let a = i.activation(t, 0);
+            ops::add_scaled(t, &a, &a, -0.4)
+        }),
+    ]
 }
 
 fn cast() -> Vec<Case> {
@@ -51,26 +67,37 @@ fn cast() -> Vec<Case> {
 }
 
 fn rms_norm() -> Vec<Case> {
-    [(1, 2), (3, 7), (65, 33), (130, 4)]
-        .map(|(n, d)| {
-            case(format!("rms_norm {n}x{d}"), &[("x", &[n, d]), ("w", &[d])], |t, i| {
-                let x = i.activation(t, 0);
-                ops::rms_norm(t, &x, &Weight::Param(i.param(1)), 1e-5)
-            })
+    // Tokens, columns, length of the weight (less than the columns: groups), offset.
+    [
+        (1, 2, 2, 0.0),
+        (3, 7, 7, 0.0),
+        (65, 33, 33, 0.0),
+        (130, 4, 4, 0.0),
+        (5, 17, 17, 1.0),
+        (67, 3, 3, 1.0),
+        (33, 15, 5, 0.0),
+        (7, 34, 2, 1.0),
+    ]
+    .map(|(n, cols, d, offset)| {
+        let name = format!("rms_norm {n}x{cols} in groups of {d}, offset {offset}");
+        case(name, &[("x", &[n, cols]), ("w", &[d])], move |t, i| {
+            let x = i.activation(t, 0);
+            ops::rms_norm(t, &x, &Weight::Param(i.param(1)), RmsNorm { eps: 1e-5, offset })
         })
-        .into()
+    })
+    .into()
 }
 
 fn rope() -> Vec<Case> {
-    [(1usize, 1usize, 2usize, 2usize), (7, 3, 6, 6), (33, 2, 10, 4)]
-        .map(|(n, heads, dim, rotary)| {
+    [(1usize, 1usize, 2usize, 2usize, 1.0), (7, 3, 6, 6, 1.0), (33, 2, 10, 4, 1.0), (17, 3, 7, 4, 1.25)]
+        .map(|(n, heads, dim, rotary, scale)| {
             case(
-                format!("rope {n} tokens, {heads} heads of {dim}, {rotary} rotated"),
+                format!("rope {n} tokens, {heads} heads of {dim}, {rotary} rotated, scale {scale}"),
                 &[("x", &[n, heads * dim])],
                 {
                     move |t, i| {
-                        let table =
-                            Arc::new(RopeTable::new(&RopeTable::default_frequencies(rotary, 100.0), 50, 1.0));
+                        let frequencies = RopeTable::default_frequencies(rotary, 100.0);
+                        let table = Arc::new(RopeTable::new(&frequencies, 50, scale));
                         let positions: Arc<[u32]> = (0..n as u32).map(|p| (p * 7) % 50).collect();
                         let x = i.activation(t, 0);
                         ops::rope(t, &x, &table, &positions, dim)
@@ -83,23 +110,27 @@ fn rope() -> Vec<Case> {
 
 #[allow(clippy::type_complexity)]
 fn attention() -> Vec<Case> {
-    let table: [(&[usize], usize, usize, usize, Option<usize>); 7] = [
-        (&[1], 1, 1, 1, None),
-        (&[5], 4, 2, 3, None),
-        (&[3, 1, 9], 6, 2, 5, None),
-        (&[70, 2], 3, 1, 4, None),
-        (&[131], 2, 1, 3, None),
-        (&[67, 7], 2, 2, 3, Some(5)),
-        (&[150], 1, 1, 2, Some(70)),
+    // Soft caps about as large as the scores, so that the curve matters.
+    let table: [(&[usize], usize, usize, usize, Option<usize>, Option<f64>); 10] = [
+        (&[1], 1, 1, 1, None, None),
+        (&[5], 4, 2, 3, None, None),
+        (&[3, 1, 9], 6, 2, 5, None, None),
+        (&[70, 2], 3, 1, 4, None, None),
+        (&[131], 2, 1, 3, None, None),
+        (&[67, 7], 2, 2, 3, Some(5), None),
+        (&[150], 1, 1, 2, Some(70), None),
+        (&[3, 1, 9], 4, 2, 5, None, Some(0.4)),
+        (&[67, 7], 2, 1, 3, Some(5), Some(50.0)),
+        (&[150], 1, 1, 2, Some(70), Some(0.7)),
     ];
     table
-        .map(|(lengths, heads, kv_heads, head_dim, window)| {
+        .map(|(lengths, heads, kv_heads, head_dim, window, softcap)| {
             let documents = Documents::from_lengths(lengths);
             let n = documents.tokens();
             let scale = (head_dim as f64).powf(-0.5);
-            let config = AttentionConfig { heads, kv_heads, head_dim, scale, window };
+            let config = AttentionConfig { heads, kv_heads, head_dim, scale, window, softcap };
             case(
-                format!("attention {lengths:?}, {heads}/{kv_heads} heads of {head_dim}, window {window:?}"),
+                format!("attention {lengths:?} {config:?}"),
                 &[
                     ("q", &[n, heads * head_dim]),
                     ("k", &[n, kv_heads * head_dim]),
@@ -114,11 +145,52 @@ fn attention() -> Vec<Case> {
         .into()
 }
 
-fn silu_mul() -> Vec<Case> {
-    vec![case("silu_mul", &[("gate", &[5, 17]), ("up", &[5, 17])], |t, i| {
-        let (g, u) = (i.activation(t, 0), i.activation(t, 1));
-        ops::silu_mul(t, &g, &u)
-    })]
+fn gated() -> Vec<Case> {
+    [Activation::Silu, Activation::GeluTanh, Activation::Gelu]
+        .map(|activation| {
+            let inputs = [("gate", &[5, 17][..]), ("up", &[5, 17])];
+            case(format!("gated, {activation:?}"), &inputs, move |t, i| {
+                let (g, u) = (i.activation(t, 0), i.activation(t, 1));
+                ops::gated(t, &g, &u, activation)
+            })
+        })
+        .into()
+}
+
+fn split() -> Vec<Case> {
+    let mut cases = vec![
+        // The middle piece gets no gradient.
+        case("split_columns, two of three used", &[("x", &[33, 8])], |t, i| {
+            let x = i.activation(t, 0);
+            let pieces = ops::split_columns(t, &x, &[3, 2, 3])?;
+            ops::add_scaled(t, &pieces[0], &pieces[2], 0.5)
+        }),
+        case("split_columns, one twice", &[("x", &[1, 4])], |t, i| {
+            let x = i.activation(t, 0);
+            let pieces = ops::split_columns(t, &x, &[1, 3])?;
+            ops::gated(t, &pieces[1], &pieces[1], Activation::Silu)
+        }),
+    ];
+    // What is split is also used whole, before or after.
+    for before in [false, true] {
+        cases.push(case(
+            format!("split_columns beside linear, {before}"),
+            &[("x", &[33, 6])],
+            move |t, i| {
+                let x = i.activation(t, 0);
+                let w = frozen(3, 6, i);
+                let whole = if before { Some(ops::linear(t, &x, &w, None, None)?) } else { None };
+                let pieces = ops::split_columns(t, &x, &[3, 3])?;
+                let y = ops::gated(t, &pieces[0], &pieces[1], Activation::GeluTanh)?;
+                let whole = match whole {
+                    Some(whole) => whole,
+                    None => ops::linear(t, &x, &w, None, None)?,
+                };
+                ops::add(t, &y, &whole)
+            },
+        ));
+    }
+    cases
 }
 
 fn embedding() -> Vec<Case> {
@@ -200,19 +272,25 @@ fn loss() -> Vec<Case> {
         // More trained rows than a chunk of 1024.
         (1100, 2, 3, (0..1100).map(|i| if i % 37 == 5 { -100 } else { i % 3 }).collect()),
     ];
-    cases
-        .into_iter()
-        .map(|(n, d, v, targets)| {
-            case(
-                format!("linear_cross_entropy {n}x{d} over {v}"),
-                &[("x", &[n, d]), ("head", &[v, d])],
-                move |t, i| {
-                    let x = i.activation(t, 0);
-                    Ok(ops::linear_cross_entropy(t, &x, &Weight::Param(i.param(1)), None, &targets)?.loss)
-                },
-            )
+    let of = |(n, d, v, targets): (usize, usize, usize, Vec<i32>), logits: Logits| {
+        let inputs = [("x", &[n, d][..]), ("head", &[v, d])];
+        case(format!("linear_cross_entropy {n}x{d} over {v}{}", suffix(logits)), &inputs, move |t, i| {
+            let (x, head) = (i.activation(t, 0), Weight::Param(i.param(1)));
+            Ok(ops::linear_cross_entropy(t, &x, &head, None, &targets, logits)?.loss)
         })
-        .collect()
+    };
+    cases.into_iter().flat_map(|c| logits().map(|logits| of(c.clone(), logits))).collect()
+}
+
+/// What a case's name says of its logits.
+pub fn suffix(logits: Logits) -> String {
+    if logits == Logits::default() { String::new() } else { format!(", {logits:?}") }
+}
+
+/// Plain logits, Granite's scale, Gemma 2's cap (small, so that it matters), both.
+pub fn logits() -> [Logits; 4] {
+    let with = |scale, softcap| Logits { scale, softcap };
+    [Logits::default(), with(0.125, None), with(1.0, Some(0.8)), with(-3.0, Some(1.5))]
 }
 
 /// A value and a weight that are used twice collect both gradients.
@@ -224,6 +302,6 @@ fn shared() -> Vec<Case> {
         let x = i.activation(t, 1);
         let y = ops::add(t, &e, &x)?;
         let y = ops::add(t, &y, &x)?;
-        Ok(ops::linear_cross_entropy(t, &y, &table, None, &[1, -100, 6, 2])?.loss)
+        Ok(ops::linear_cross_entropy(t, &y, &table, None, &[1, -100, 6, 2], Logits::default())?.loss)
     })]
 }

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use loratune_engine::ops::{
-    self, AdamW, AttentionConfig, Documents, Dora, Dropout, Lora, RopeTable, RowNorm,
+    self, Activation, AdamW, AttentionConfig, Documents, Dora, Dropout, Logits, Lora, RmsNorm, RopeTable,
+    RowNorm,
 };
 use loratune_engine::{DType, Gradients, Mode, ParamId, Params, Tape, Tensor, Var, Weight};
 use safetensors::SafeTensors;
@@ -112,23 +113,27 @@ impl Golden<'_> {
         match self.op() {
             "rms_norm" => self.check(&["x", "weight"], |t, p| {
                 let x = t.param(p("x"));
-                ops::rms_norm(t, &x, &Weight::Param(p("weight")), self.param("eps")).unwrap()
+                let config = RmsNorm { eps: self.param("eps"), offset: self.param("offset") };
+                ops::rms_norm(t, &x, &Weight::Param(p("weight")), config).unwrap()
             }),
             "rope" => self.check(&["x"], |t, p| {
-                let dim = self.size("head_dim");
+                let (dim, rotary) = (self.size("head_dim"), self.size("rotary"));
                 let positions: Arc<[u32]> = self.ints("positions").iter().map(|&p| p as u32).collect();
                 let longest = *positions.iter().max().unwrap() as usize;
-                let table = RopeTable::new(
-                    &RopeTable::default_frequencies(dim, self.param("theta")),
-                    longest + 1,
-                    1.0,
-                );
+                let frequencies = RopeTable::default_frequencies(rotary, self.param("theta"));
+                let table = RopeTable::new(&frequencies, longest + 1, self.param("scale"));
                 let x = t.param(p("x"));
                 ops::rope(t, &x, &Arc::new(table), &positions, dim).unwrap()
             }),
-            "silu_mul" => self.check(&["gate", "up"], |t, p| {
+            "gated" => self.check(&["gate", "up"], |t, p| {
                 let (g, u) = (t.param(p("gate")), t.param(p("up")));
-                ops::silu_mul(t, &g, &u).unwrap()
+                let activation = match self.case["params"]["activation"].as_str().unwrap() {
+                    "silu" => Activation::Silu,
+                    "gelu_pytorch_tanh" => Activation::GeluTanh,
+                    "gelu" => Activation::Gelu,
+                    other => panic!("{other}"),
+                };
+                ops::gated(t, &g, &u, activation).unwrap()
             }),
             "embedding" => self.check(&["table"], |t, p| {
                 let ids: Arc<[u32]> = self.ints("ids").iter().map(|&i| i as u32).collect();
@@ -141,8 +146,9 @@ impl Golden<'_> {
                     heads: self.size("heads"),
                     kv_heads: self.size("kv_heads"),
                     head_dim: self.size("head_dim"),
-                    scale: self.param("head_dim").powf(-0.5),
+                    scale: self.param("scale"),
                     window: self.case["params"]["window"].as_u64().map(|w| w as usize),
+                    softcap: self.case["params"]["softcap"].as_f64(),
                 };
                 let [q, k, v] = ["q", "k", "v"].map(|n| t.param(p(n)));
                 ops::attention(t, &q, &k, &v, &Documents::from_lengths(&lengths), &config).unwrap()
@@ -196,7 +202,9 @@ impl Golden<'_> {
                     let targets: Vec<i32> = self.ints("targets").iter().map(|&i| i as i32).collect();
                     let (x, head) = (t.param(p("hidden")), Weight::dense(self.floats("head")));
                     let lora = self.adapter(p, &head, dora, false);
-                    let out = ops::linear_cross_entropy(t, &x, &head, Some(&lora), &targets).unwrap();
+                    let out =
+                        ops::linear_cross_entropy(t, &x, &head, Some(&lora), &targets, Logits::default())
+                            .unwrap();
                     assert_eq!(out.tokens, self.size("trained"));
                     out.loss
                 })
@@ -204,8 +212,10 @@ impl Golden<'_> {
             "linear_cross_entropy" => self.check(&["hidden", "head"], |t, p| {
                 let targets: Vec<i32> = self.ints("targets").iter().map(|&i| i as i32).collect();
                 let x = t.param(p("hidden"));
-                let out =
-                    ops::linear_cross_entropy(t, &x, &Weight::Param(p("head")), None, &targets).unwrap();
+                let softcap = self.case["params"]["softcap"].as_f64();
+                let (head, logits) =
+                    (Weight::Param(p("head")), Logits { scale: self.param("scale"), softcap });
+                let out = ops::linear_cross_entropy(t, &x, &head, None, &targets, logits).unwrap();
                 assert_eq!(out.tokens, self.size("trained"));
                 out.loss
             }),

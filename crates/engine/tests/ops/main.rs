@@ -5,6 +5,7 @@ mod adapters;
 mod cases;
 mod goldens;
 mod harness;
+mod properties;
 
 use harness::{check_central_differences, check_precision, check_threads};
 

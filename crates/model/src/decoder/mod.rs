@@ -5,7 +5,9 @@ mod cache;
 
 use std::sync::{Arc, Mutex};
 
-use loratune_engine::ops::{self, AttentionConfig, Lora, LossOutput, RopeTable, RowNorm};
+use loratune_engine::ops::{
+    self, Activation, AttentionConfig, Logits, Lora, LossOutput, RmsNorm, RopeTable, RowNorm,
+};
 use loratune_engine::{DType, FrozenWeight, Mode, Params, Tape, Tensor, Var, Weight};
 
 pub use build::{Dtypes, RandomWeights, Trained, WeightSource};
@@ -125,7 +127,12 @@ impl Decoder {
             head_dim: self.spec.head_dim,
             scale: (self.spec.head_dim as f64).powf(-0.5),
             window: None,
+            softcap: None,
         }
+    }
+
+    fn norm_config(&self) -> RmsNorm {
+        RmsNorm { eps: self.spec.norm_eps, offset: 0.0 }
     }
 
     /// The rotation table for positions below `needed`, grown when a longer sequence comes.
@@ -211,7 +218,7 @@ impl Decoder {
             let caches = sequences.as_deref_mut().map(|s| s.layer(i));
             x = self.block(tape, block, x, batch, &rope, caches, &mut see)?;
         }
-        let y = ops::rms_norm(tape, &x, &self.norm.weight, self.spec.norm_eps)?;
+        let y = ops::rms_norm(tape, &x, &self.norm.weight, self.norm_config())?;
         see(&self.norm.path, &y);
         Ok(y)
     }
@@ -227,8 +234,8 @@ impl Decoder {
         caches: Option<Vec<&mut ops::KvCache>>,
         see: &mut dyn FnMut(&str, &Var),
     ) -> Result<Var> {
-        let (eps, head_dim, config) = (self.spec.norm_eps, self.spec.head_dim, self.attention_config());
-        let normed = ops::rms_norm(tape, &x, &block.input_norm.weight, eps)?;
+        let (norm, head_dim, config) = (self.norm_config(), self.spec.head_dim, self.attention_config());
+        let normed = ops::rms_norm(tape, &x, &block.input_norm.weight, norm)?;
         see(&block.input_norm.path, &normed);
         let mut project = |tape: &mut Tape<'_>, linear: &Matrix, x: &Var| -> Result<Var> {
             let y = linear.forward(tape, x)?;
@@ -254,11 +261,11 @@ impl Decoder {
         };
         let o = project(tape, &block.o, &attended)?;
         let x = ops::add(tape, &x, &o)?;
-        let normed = ops::rms_norm(tape, &x, &block.post_norm.weight, eps)?;
+        let normed = ops::rms_norm(tape, &x, &block.post_norm.weight, norm)?;
         let gate = project(tape, &block.gate, &normed)?;
         let up = project(tape, &block.up, &normed)?;
         drop(normed);
-        let product = ops::silu_mul(tape, &gate, &up)?;
+        let product = ops::gated(tape, &gate, &up, Activation::Silu)?;
         let down = project(tape, &block.down, &product)?;
         Ok(ops::add(tape, &x, &down)?)
     }
@@ -272,6 +279,7 @@ impl Decoder {
             &self.head.weight,
             self.head.adapter.as_ref(),
             &batch.targets,
+            Logits::default(),
         )?)
     }
 

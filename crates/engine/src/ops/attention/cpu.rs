@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::{AttentionConfig, Documents};
 use crate::Real;
 use crate::gemm::{Mat, MatMut, Threads, matmul};
+use crate::ops::softcap::Softcap;
 
 /// Queries and keys per block: the scores of a block stay in the first-level cache's reach.
 const BLOCK: usize = 64;
@@ -94,6 +95,7 @@ fn forward_block<R: Real>(
     let dim = config.head_dim;
     let (q_cols, kv_cols) = (config.heads * dim, config.kv_heads * dim);
     let (head, visible) = (head(config, h), Visible::new(config));
+    let softcap = config.softcap.map(Softcap::<R>::new);
     let keys = segment.k.len() / kv_cols;
     let offset = keys - segment.q.len() / q_cols;
     let first = visible.first(offset + row);
@@ -111,6 +113,9 @@ fn forward_block<R: Real>(
         for i in 0..rows {
             let position = offset + row + i;
             let score = &mut scores[i * n..(i + 1) * n];
+            if let Some(cap) = softcap {
+                score.iter_mut().for_each(|s| *s = cap.apply(*s));
+            }
             mask(score, k0, visible.first(position), position);
             let block_max = score.iter().copied().fold(R::neg_infinity(), |a, b| if b > a { b } else { a });
             let new_max = if block_max > max[i] { block_max } else { max[i] };
@@ -151,6 +156,34 @@ fn mask<R: Real>(score: &mut [R], k0: usize, first: usize, position: usize) {
     let n = score.len();
     score[..first.saturating_sub(k0).min(n)].fill(R::neg_infinity());
     score[(position + 1).saturating_sub(k0).min(n)..].fill(R::neg_infinity());
+}
+
+/// Of one query: scores `p` become probabilities, and their gradients `ds` those of q·k. `mask` hides the unseen scores.
+fn score_gradients<R: Real>(
+    p: &mut [R],
+    ds: &mut [R],
+    mask: impl Fn(&mut [R]),
+    [lse, dot, scale]: [R; 3],
+    softcap: Option<Softcap<R>>,
+) {
+    let Some(cap) = softcap else {
+        mask(p);
+        for (p, ds) in p.iter_mut().zip(ds) {
+            *p = (*p - lse).exp_fast();
+            *ds = *p * (*ds - dot) * scale;
+        }
+        return;
+    };
+    for (p, ds) in p.iter_mut().zip(ds.iter_mut()) {
+        *p = cap.apply(*p);
+        // Before the mask: the slope at a hidden score is not a number.
+        *ds = (*ds - dot) * cap.slope(*p);
+    }
+    mask(p);
+    for (p, ds) in p.iter_mut().zip(ds) {
+        *p = (*p - lse).exp_fast();
+        *ds = *p * *ds * scale;
+    }
 }
 
 /// What the forward saved, and the gradient of its output.
@@ -204,6 +237,7 @@ fn backward_head<R: Real>(
     let (dim, start, tokens) = (config.head_dim, range.start, range.len());
     let (q_cols, kv_cols) = (config.heads * dim, config.kv_heads * dim);
     let (head, visible, scale) = (head(config, h), Visible::new(config), R::of(config.scale));
+    let softcap = config.softcap.map(Softcap::<R>::new);
     let (one, zero) = (R::one(), R::zero());
     let q = |row, n| part(saved.q, q_cols, start + row, n, head.q, dim);
     let k = |row, n| part(saved.k, kv_cols, start + row, n, head.kv, dim);
@@ -230,12 +264,9 @@ fn backward_head<R: Real>(
             matmul(MatMut::new(&mut ds, nq, nk), dout(q0, nq), v(k0, nk).t(), one, zero, Threads::One);
             for i in 0..nq {
                 let (p, ds) = (&mut p[i * nk..(i + 1) * nk], &mut ds[i * nk..(i + 1) * nk]);
-                mask(p, k0, visible.first(q0 + i), q0 + i);
                 let (lse, dot) = (lse[q0 + i], row_dot[q0 + i]);
-                for (p, ds) in p.iter_mut().zip(ds) {
-                    *p = (*p - lse).exp_fast();
-                    *ds = *p * (*ds - dot) * scale;
-                }
+                let seen = |p: &mut [R]| mask(p, k0, visible.first(q0 + i), q0 + i);
+                score_gradients(p, ds, seen, [lse, dot, scale], softcap);
             }
             let (p, ds) = (Mat::new(&p, nq, nk), Mat::new(&ds, nq, nk));
             matmul(

@@ -4,6 +4,7 @@ mod cpu;
 
 use std::sync::Arc;
 
+use super::softcap;
 use crate::error::{Error, Result};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
 use crate::{DType, Tensor, dispatch_real};
@@ -52,6 +53,8 @@ pub struct AttentionConfig {
     pub scale: f64,
     /// Key j is seen from query i only if i − j < window.
     pub window: Option<usize>,
+    /// Scores s become cap·tanh(s/cap) before the mask (Gemma 2's `attn_logit_softcapping`).
+    pub softcap: Option<f64>,
 }
 
 impl AttentionConfig {
@@ -66,7 +69,7 @@ impl AttentionConfig {
                 self.heads, self.kv_heads, self.window
             )));
         }
-        Ok(())
+        softcap::check("attention", self.softcap)
     }
 }
 
@@ -108,12 +111,14 @@ impl Backward for AttentionBackward {
     }
 }
 
-/// out = softmax(scale · q·kᵀ + mask) · v, with q `[tokens, heads · head_dim]`, k and v `[tokens, kv_heads · head_dim]`;
-/// a token sees itself and the earlier tokens of its own document (within the window, if there is one).
+/// out = softmax(c(scale · q·kᵀ) + mask) · v, with q `[tokens, heads · head_dim]`, k and v `[tokens, kv_heads · head_dim]`
+/// and c(s) = cap·tanh(s/cap), or s itself without a soft cap; a token sees itself and the earlier tokens of its own
+/// document (within the window, if there is one).
 ///
 /// Computed block by block with a running maximum and sum (Milakov & Gimelshein, arXiv 1805.02867; Dao et al.,
-/// arXiv 2205.14135), so memory is linear in the tokens. With P the probabilities, recomputed from the saved
-/// log-sum-exp: dv = Pᵀ·dout, dS = P∘(dout·vᵀ − rowsum(dout∘out)), dq = scale·dS·k, dk = scale·dSᵀ·q.
+/// arXiv 2205.14135), so memory is linear in the tokens; blocks of keys that no query of a block sees are not read, so
+/// with a window the time is linear too. With P the probabilities, recomputed from the saved log-sum-exp: dv = Pᵀ·dout,
+/// dS = P∘(dout·vᵀ − rowsum(dout∘out))∘(1 − (c/cap)²), dq = scale·dS·k, dk = scale·dSᵀ·q.
 /// Saved: q, k, v, out, and one number per query.
 pub fn attention(
     tape: &mut Tape<'_>,
@@ -153,6 +158,9 @@ pub fn attention(
 }
 
 /// Keys and values of one sequence in one layer, `[tokens, kv_heads · head_dim]` each.
+///
+/// Those behind a window stay: they are not read again unless the sequence is [shortened](KvCache::shorten), when tokens
+/// that had left the window are in it again. They cost memory, not time.
 #[derive(Clone, Debug, Default)]
 pub struct KvCache {
     k: Vec<f32>,

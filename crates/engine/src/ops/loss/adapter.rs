@@ -1,4 +1,4 @@
-//! An adapter on the head: its part of each chunk of logits, and its gradients summed over the chunks.
+//! An adapter on the head: its part of each chunk of outputs, and its gradients summed over the chunks.
 
 use std::ops::Range;
 
@@ -10,15 +10,15 @@ use crate::ops::linear::{Factors, Mask, Scale, difference, scale_gradient};
 use crate::tape::Tape;
 use crate::{FrozenWeight, ParamId, Real, Tensor, Weight};
 
-/// A chunk's logits, and with DoRA the unscaled ones that dm needs.
-pub(super) struct Logits<R> {
+/// The head's output for a chunk, and with DoRA the unscaled one that dm needs.
+pub(super) struct Outputs<R> {
     pub y: Vec<R>,
     unscaled: Vec<R>,
 }
 
-impl<R> Logits<R> {
-    pub fn plain(y: Vec<R>) -> Logits<R> {
-        Logits { y, unscaled: Vec::new() }
+impl<R> Outputs<R> {
+    pub fn plain(y: Vec<R>) -> Outputs<R> {
+        Outputs { y, unscaled: Vec::new() }
     }
 }
 
@@ -37,9 +37,9 @@ pub(super) struct HeadAdapter<'a, R> {
     h: Vec<R>,
     db: Vec<R>,
     dh: Vec<R>,
-    /// Σ dlogits∘unscaled over the rows.
+    /// Σ dy∘unscaled over the rows.
     dots: Vec<R>,
-    /// dlogits·W by row, where DoRA with dropout needs it besides the scaled one.
+    /// dy·W by row, where DoRA with dropout needs it besides the scaled one.
     clean: Vec<R>,
 }
 
@@ -82,13 +82,13 @@ impl<'a, R: Real> HeadAdapter<'a, R> {
         })
     }
 
-    /// Buffers as large as a chunk's logits that are in memory together.
-    pub fn copies_of_logits(&self) -> usize {
+    /// Buffers as large as a chunk's outputs that are in memory together.
+    pub fn copies_of_outputs(&self) -> usize {
         if self.scale.is_some() { 2 } else { 1 }
     }
 
-    /// The logits of some `rows` of x.
-    pub fn logits(&self, w: &FrozenWeight, x: &[R], rows: &Range<usize>) -> Result<Logits<R>> {
+    /// The head's outputs for some `rows` of x.
+    pub fn outputs(&self, w: &FrozenWeight, x: &[R], rows: &Range<usize>) -> Result<Outputs<R>> {
         let (n, hidden) = (rows.len(), self.f.cols);
         let seen = match (&self.scale, &self.dropped) {
             (Some(_), Some(dropped)) => dropped,
@@ -96,7 +96,7 @@ impl<'a, R: Real> HeadAdapter<'a, R> {
         };
         let mut u = w.times_transposed(part(seen, rows, hidden), n)?;
         self.f.add_up(part(&self.h, rows, self.f.r), n, &mut u);
-        let Some(scale) = &self.scale else { return Ok(Logits::plain(u)) };
+        let Some(scale) = &self.scale else { return Ok(Outputs::plain(u)) };
         let mut y = match &self.unseen {
             Some(unseen) => w.times_transposed(part(unseen, rows, hidden), n)?,
             None => vec![R::zero(); u.len()],
@@ -105,23 +105,23 @@ impl<'a, R: Real> HeadAdapter<'a, R> {
         y.par_chunks_mut(vocabulary).zip(u.par_chunks(vocabulary)).for_each(|(y, u)| {
             y.iter_mut().zip(u).zip(&scale.g).for_each(|((y, &u), &g)| *y += g * u);
         });
-        Ok(Logits { y, unscaled: u })
+        Ok(Outputs { y, unscaled: u })
     }
 
-    /// Takes dlogits of some `rows` into the gradients, and adds their dlogits·W to the end of `dx` if it's wanted.
+    /// Takes the gradient of the outputs of some `rows` into the gradients, and adds its product with W to the end of `dx` if it's wanted.
     pub fn backward(
         &mut self,
         w: &FrozenWeight,
-        logits: Logits<R>,
+        outputs: Outputs<R>,
         rows: &Range<usize>,
         dx: Option<&mut Vec<R>>,
     ) -> Result<()> {
-        let (n, mut dz) = (rows.len(), logits.y);
+        let (n, mut dz) = (rows.len(), outputs.y);
         if let Some(scale) = &self.scale {
             if dx.is_some() && !self.mask.is_none() {
                 self.clean.extend_from_slice(&w.times(&dz, n)?);
             }
-            let dots = scale_gradient(&mut dz, &logits.unscaled, &scale.g);
+            let dots = scale_gradient(&mut dz, &outputs.unscaled, &scale.g);
             self.dots.iter_mut().zip(dots).for_each(|(sum, d)| *sum += d);
         }
         let dh = self.f.up_backward(&dz, part(&self.h, rows, self.f.r), n, &mut self.db);

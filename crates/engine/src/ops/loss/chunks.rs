@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::adapter::{HeadAdapter, Logits};
+use super::adapter::{HeadAdapter, Outputs};
+use super::logits::LogitMap;
 use crate::error::Result;
 use crate::gemm::{Mat, MatMut, Threads, matmul};
 use crate::{FrozenWeight, ParamId, Real, Tensor};
@@ -24,11 +25,12 @@ pub(super) struct Run<'a, R> {
     w: &'a FrozenWeight,
     x: &'a [R],
     adapter: Option<HeadAdapter<'a, R>>,
+    logits: LogitMap<R>,
     want_grad: bool,
     vocabulary: usize,
     hidden: usize,
     sums: Sums,
-    /// dlogits·W of the rows so far.
+    /// dy·W of the rows so far, y the head's outputs.
     dx: Option<Vec<R>>,
     dw: Option<Vec<R>>,
 }
@@ -38,6 +40,7 @@ impl<'a, R: Real> Run<'a, R> {
         w: &'a FrozenWeight,
         x: &'a [R],
         adapter: Option<HeadAdapter<'a, R>>,
+        logits: LogitMap<R>,
         want_grad: bool,
         want_dx: bool,
         want_dw: bool,
@@ -47,6 +50,7 @@ impl<'a, R: Real> Run<'a, R> {
             w,
             x,
             adapter,
+            logits,
             want_grad,
             vocabulary,
             hidden,
@@ -57,7 +61,7 @@ impl<'a, R: Real> Run<'a, R> {
     }
 
     pub fn all(&mut self, targets: &[usize]) -> Result<()> {
-        let copies = self.adapter.as_ref().map_or(1, HeadAdapter::copies_of_logits);
+        let copies = self.adapter.as_ref().map_or(1, HeadAdapter::copies_of_outputs);
         let chunk = (CHUNK_LOGITS / copies / self.vocabulary.max(1)).clamp(16, 1024);
         for (c, targets) in targets.chunks(chunk).enumerate() {
             self.chunk(c * chunk..c * chunk + targets.len(), targets)?;
@@ -68,15 +72,26 @@ impl<'a, R: Real> Run<'a, R> {
     fn chunk(&mut self, rows: Range<usize>, targets: &[usize]) -> Result<()> {
         let n = rows.len();
         let x = &self.x[rows.start * self.hidden..rows.end * self.hidden];
-        let mut logits = match &self.adapter {
-            None => Logits::plain(self.w.times_transposed(x, n)?),
-            Some(adapter) => adapter.logits(self.w, self.x, &rows)?,
+        let mut outputs = match &self.adapter {
+            None => Outputs::plain(self.w.times_transposed(x, n)?),
+            Some(adapter) => adapter.outputs(self.w, self.x, &rows)?,
         };
-        let per_row: Vec<(f64, bool)> = logits
+        let (logits, want_grad) = (self.logits, self.want_grad);
+        let per_row: Vec<(f64, bool)> = outputs
             .y
             .par_chunks_mut(self.vocabulary)
             .zip(targets)
-            .map(|(row, &target)| cross_entropy_row(row, target, self.want_grad))
+            .map_init(Vec::new, |slopes, (row, &target)| {
+                logits.forward(row);
+                if want_grad {
+                    logits.slopes(row, slopes);
+                }
+                let result = cross_entropy_row(row, target, want_grad);
+                if want_grad {
+                    logits.backward(row, slopes);
+                }
+                result
+            })
             .collect();
         self.sums.loss += per_row.iter().map(|r| r.0).sum::<f64>();
         self.sums.correct += per_row.iter().filter(|r| r.1).count();
@@ -84,13 +99,13 @@ impl<'a, R: Real> Run<'a, R> {
             return Ok(());
         }
         if let Some(dw) = &mut self.dw {
-            let dlogits = Mat::new(&logits.y, n, self.vocabulary);
+            let dy = Mat::new(&outputs.y, n, self.vocabulary);
             let (c, x) = (MatMut::new(dw, self.vocabulary, self.hidden), Mat::new(x, n, self.hidden));
-            matmul(c, dlogits.t(), x, R::one(), R::one(), Threads::All);
+            matmul(c, dy.t(), x, R::one(), R::one(), Threads::All);
         }
         match (&mut self.adapter, &mut self.dx) {
-            (Some(adapter), dx) => adapter.backward(self.w, logits, &rows, dx.as_mut())?,
-            (None, Some(dx)) => dx.extend_from_slice(&self.w.times::<R>(&logits.y, n)?),
+            (Some(adapter), dx) => adapter.backward(self.w, outputs, &rows, dx.as_mut())?,
+            (None, Some(dx)) => dx.extend_from_slice(&self.w.times::<R>(&outputs.y, n)?),
             (None, None) => {}
         }
         Ok(())

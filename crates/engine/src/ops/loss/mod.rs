@@ -1,5 +1,8 @@
 mod adapter;
 mod chunks;
+mod logits;
+
+pub use logits::Logits;
 
 use adapter::HeadAdapter;
 use chunks::Run;
@@ -58,24 +61,28 @@ impl Backward for LossBackward {
     }
 }
 
-/// Sum over tokens of −log softmax(x·Wᵀ)[target], with x `[tokens, hidden]`, W the head `[vocabulary, hidden]` and one
-/// target per token ([`IGNORE`] = none). An adapter changes the logits as it changes [`linear`](super::linear)'s output.
+/// Sum over tokens of −log softmax(logits)[target], with x `[tokens, hidden]`, W the head `[vocabulary, hidden]` and one
+/// target per token ([`IGNORE`] = none). The logits are [`Logits`] of y = x·Wᵀ; an adapter changes y as it changes
+/// [`linear`](super::linear)'s output.
 ///
 /// The logits never exist as a whole: a chunk of rows is projected, its loss taken, and turned in place into
-/// dlogits = softmax − onehot, from which dx = dlogits·W and dW = dlogitsᵀ·x (or the adapter's gradients) follow while
-/// the chunk is in cache. Rows without a target are skipped altogether; random dropout is counted over the others, and a
-/// given mask has a row for every token. Saved: dx and the gradients of parameters, to be scaled by the upstream
-/// gradient.
+/// dlogits = softmax − onehot and dy = dlogits∘scale·(1 − (logits/cap)²), from which dx = dy·W and dW = dyᵀ·x (or the
+/// adapter's gradients) follow while the chunk is in cache. Rows without a target are skipped altogether; random dropout is
+/// counted over the others, and a given mask has a row for every token. Saved: dx and the gradients of parameters, to be
+/// scaled by the upstream gradient.
 ///
 /// # Errors
-/// If a target lies outside the vocabulary, shapes do not fit, or the head is trained and has a DoRA.
+/// If a target lies outside the vocabulary, shapes do not fit, the head is trained and has a DoRA, or the scale or the cap
+/// can't be one.
 pub fn linear_cross_entropy(
     tape: &mut Tape<'_>,
     x: &Var,
     head: &Weight,
     lora: Option<&Lora>,
     targets: &[i32],
+    logits: Logits,
 ) -> Result<LossOutput> {
+    logits.check("linear_cross_entropy")?;
     let value = x.value();
     check(value, head.resolve(tape.params()).shape(), targets)?;
     let record = tape.mode() != Mode::Infer;
@@ -91,7 +98,7 @@ pub fn linear_cross_entropy(
             None => None,
         };
         let w = head.resolve(tape.params());
-        let mut run = Run::new(&w, &xs, adapter, needs_grad, want_dx, dhead.is_some())?;
+        let mut run = Run::new(&w, &xs, adapter, logits.map(), needs_grad, want_dx, dhead.is_some())?;
         run.all(&targets)?;
         let (sums, dx, dw, mut params) = run.finish();
         params.extend(dhead.zip(dw));
