@@ -18,7 +18,7 @@ use attach::base_weight;
 pub use attach::{Attached, Start, attach};
 pub use init::Init;
 pub use merge::{Norms, merge, unmerge, write_residual};
-pub use saved::{Form, adapter_files, dense, restore};
+pub use saved::{Form, adapter_files, dense, initial_files, restore};
 pub use target::Targets;
 
 use std::collections::BTreeMap;

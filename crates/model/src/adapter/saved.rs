@@ -318,6 +318,32 @@ pub(super) fn split_cols(t: &Tensor) -> Result<[Tensor; 2]> {
     Ok([part(0..half)?, part(half..cols)?])
 }
 
+/// An adapter as it was before training, for what its start took out of the base: PEFT's files of the first A and B (for a
+/// base of this name), zeros where nothing was taken. With [`subtract_initial`](super::convert::subtract_initial) and the
+/// adapter in [`Form::Raw`] the way to the plain form.
+pub fn initial_files(
+    decoder: &Decoder,
+    params: &Params,
+    attached: &Attached,
+    base: Option<&str>,
+) -> (AdapterConfig, Vec<(String, Tensor)>) {
+    let config = AdapterConfig {
+        use_dora: false,
+        bias: "none".into(),
+        modules_to_save: None,
+        ..attached.spec.to_config(base, &attached.targets, false)
+    };
+    let mut tensors = Vec::new();
+    for matrix in decoder.matrices() {
+        let Some(lora) = &matrix.adapter else { continue };
+        let zeros = || [lora.a, lora.b].map(|id| Tensor::zeros(DType::F32, params.value(id).shape()));
+        let first = attached.taken.get(&matrix.path).cloned().unwrap_or_else(zeros);
+        let [a, b, _] = names(&matrix.path, matrix.kind);
+        tensors.extend([a, b].map(|name| format!("{PREFIX}{name}")).into_iter().zip(first));
+    }
+    (config, tensors)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

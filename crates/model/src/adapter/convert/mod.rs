@@ -17,7 +17,7 @@ pub use self::lowrank::{Decomposition, Loss, lowrank};
 use super::combine::SavedAdapter;
 use super::saved::{PREFIX, join_cols, join_rows, split_cols, split_rows};
 use super::target::pattern;
-use super::{AdapterSpec, Attached, Form, Init, Start, adapter_files, attach, merge};
+use super::{AdapterSpec, Attached, Form, Init, Start, adapter_files, attach, initial_files, merge};
 use crate::decoder::{Decoder, Dtypes};
 use crate::error::{Error, Result};
 use crate::files::peft::{AdapterConfig, InitLoraWeights};
@@ -287,18 +287,8 @@ pub fn raw(
     }
     merge::write_residual(dir, files, &on.decoder, &on.attached, dtype)?;
     let adapter = on.files(adapter, Some(base), Form::Raw)?;
-    let config =
-        AdapterConfig { use_dora: false, bias: "none".into(), modules_to_save: None, ..adapter.0.clone() };
-    let mut tensors = Vec::new();
-    for matrix in on.decoder.matrices() {
-        let Some(lora) = &matrix.adapter else { continue };
-        let shape = |id| on.params.value(id).shape();
-        let zeros = || [lora.a, lora.b].map(|id| Tensor::zeros(DType::F32, shape(id)));
-        let first = on.attached.taken.get(&matrix.path).cloned().unwrap_or_else(zeros);
-        let [a, b, _] = super::saved::names(&matrix.path, matrix.kind);
-        tensors.extend([a, b].map(|name| format!("{PREFIX}{name}")).into_iter().zip(first));
-    }
-    Ok(Raw { adapter, initial: (config, tensors) })
+    let initial = initial_files(&on.decoder, &on.params, &on.attached, Some(base));
+    Ok(Raw { adapter, initial })
 }
 
 /// Half the rank at the same scaling, as if it had started by taking something out of the base.

@@ -161,6 +161,77 @@ mod tests {
         t.to_f64_vec().iter().fold(0.0, |m, x| x.abs().max(m))
     }
 
+    /// Mean, standard deviation and excess kurtosis (normal: 0, uniform: -1.2) of a tensor.
+    fn moments(t: &Tensor) -> [f64; 3] {
+        let x = t.to_f64_vec();
+        let mean_of = |f: &dyn Fn(f64) -> f64| x.iter().map(|&x| f(x)).sum::<f64>() / x.len() as f64;
+        let mean = mean_of(&|x| x);
+        let variance = mean_of(&|x| (x - mean).powi(2));
+        [mean, variance.sqrt(), mean_of(&|x| (x - mean).powi(4)) / variance.powi(2) - 3.0]
+    }
+
+    /// 64 000 numbers each: a mean's standard error is σ/253, a deviation's about σ/358, a kurtosis' 0.02.
+    fn assert_moments(t: &Tensor, std: f64, kurtosis: f64, what: &str) {
+        let [mean, spread, k] = moments(t);
+        assert!(mean.abs() < 0.02 * std, "{what}: mean {mean}, with σ {std}");
+        assert!((spread / std - 1.0).abs() < 0.02, "{what}: σ is {spread}, not {std}");
+        assert!((k - kurtosis).abs() < 0.15, "{what}: kurtosis {k}, not {kurtosis}");
+    }
+
+    fn started(init: Init, shape: [usize; 2], r: usize) -> StartingPoint {
+        start(&site(shape, r, 2.0), init, 11, || unreachable!("{init:?} asked for W")).unwrap()
+    }
+
+    #[test]
+    fn uniform_starts_fill_one_over_the_root_of_the_inputs() {
+        // kaiming_uniform_(a=√5): ±√(6/((1+5)·in)) = ±1/√in, whose deviation is 1/√(3·in).
+        let s = started(Init::Kaiming, [8, 4000], 16);
+        assert_eq!((s.a.shape(), s.b.shape()), (&[16, 4000][..], &[8, 16][..]));
+        let bound = 1.0 / 4000f64.sqrt();
+        assert!(largest(&s.a) <= bound && largest(&s.a) > 0.999 * bound, "{} of {bound}", largest(&s.a));
+        assert_moments(&s.a, bound / 3f64.sqrt(), -1.2, "A");
+        assert_eq!(largest(&s.b), 0.0);
+        // With `false` B is drawn as torch draws a linear layer of r inputs.
+        let s = started(Init::Random, [4000, 8], 16);
+        assert_moments(&s.b, 0.25 / 3f64.sqrt(), -1.2, "B");
+        assert!(largest(&s.b) <= 0.25 && largest(&s.a) <= 1.0 / 8f64.sqrt());
+    }
+
+    #[test]
+    fn the_gaussian_start_has_the_deviation_one_over_the_rank() {
+        let s = started(Init::Gaussian, [8, 4000], 16);
+        assert_moments(&s.a, 1.0 / 16.0, 0.0, "A");
+        assert_eq!(largest(&s.b), 0.0);
+    }
+
+    #[test]
+    fn adapters_on_embeddings_start_with_a_zero_and_b_standard_normal() {
+        let path = "model.embed_tokens".into();
+        let matrix = MatrixSpec { path, kind: MatrixKind::Embedding, shape: [20, 4000], bias: false };
+        let site = Site { matrix, r: 16, scaling: 2.0 };
+        for init in [Init::Kaiming, Init::Gaussian, Init::Orthogonal, Init::Pissa, Init::Olora] {
+            let s = start(&site, init, 11, || unreachable!()).unwrap();
+            assert_eq!((s.a.shape(), s.b.shape()), (&[16, 20][..], &[4000, 16][..]), "{init:?}");
+            assert_eq!(largest(&s.a), 0.0, "{init:?}");
+            assert_moments(&s.b, 1.0, 0.0, "B");
+            assert!(s.residual.is_none(), "{init:?}");
+        }
+    }
+
+    #[test]
+    fn the_orthogonal_start_has_the_scale_of_half_an_orthogonal_basis() {
+        // A column of A is g·E/10, g normal with r/2 numbers, E half of an orthogonal r × r matrix: E·Eᵀ = 1, so the
+        // mean square of its r elements is (r/2)/(100·r) = 1/200, whatever r is. B's likewise.
+        for r in [4, 16, 64] {
+            let s = started(Init::Orthogonal, [4000, 4000], r);
+            for (factor, what) in [(&s.a, "A"), (&s.b, "B")] {
+                let x = factor.to_f64_vec();
+                let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+                assert!((mean * 200.0 - 1.0).abs() < 0.05, "{what} at rank {r}: mean square {mean}");
+            }
+        }
+    }
+
     #[test]
     fn names_are_pefts() {
         for name in ["true", "false", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"] {
