@@ -24,6 +24,8 @@ const FREE_KEYS: &[&str] = &[
     "output_dir",
     "overwrite_output_dir",
     "resume_from_checkpoint",
+    // How the result is written; checkpoints are the same.
+    "pissa_convert",
     "dataset",
     "eval_dataset",
     "dataset_dir",
@@ -59,6 +61,10 @@ pub(crate) const OUTPUT_FILES: &[&str] = &[
     "training_loss.png",
     "training_loss.svg",
 ];
+
+/// Folders that belong to a result, each with a file by which it's known: removed with it.
+const OUTPUT_FOLDERS: [(&str, &str); 2] =
+    [(crate::model::RESIDUAL_MODEL, "config.json"), (crate::model::INITIAL_ADAPTER, "adapter_config.json")];
 
 /// How a run begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,15 +176,23 @@ impl Output {
         Err(problem(&dir, &what))
     }
 
-    /// A run must not write over, or delete, the model or adapter that it reads, however their paths are spelt.
+    /// A run must not write over, or delete, the model, adapter or data that it reads, however their paths are spelt.
     fn spare_inputs(&self, config: &RunConfig) -> Result<()> {
-        let inputs = [
+        let removed = if self.overwrite { self.leftovers() } else { Vec::new() };
+        let data = |key: &'static str, names: &[String]| -> Vec<(&str, PathBuf)> {
+            names.iter().map(|n| (key, crate::run::locate(n, &config.dataset_dir))).collect()
+        };
+        let models = [
             ("model_name_or_path", Some(&config.model_name_or_path)),
             ("adapter_name_or_path", config.adapter_name_or_path.as_ref()),
         ];
-        for (key, path) in inputs.into_iter().filter_map(|(key, path)| Some((key, Path::new(path?)))) {
-            let in_checkpoint = checkpoints(&self.dir).iter().any(|(_, c)| same(c, path)) && self.overwrite;
-            if same(path, &self.dir) || in_checkpoint {
+        let inputs = models
+            .into_iter()
+            .filter_map(|(key, path)| Some((key, PathBuf::from(path?))))
+            .chain(data("dataset", &config.dataset))
+            .chain(data("eval_dataset", &config.eval_dataset));
+        for (key, path) in inputs {
+            if same(&path, &self.dir) || removed.iter().any(|r| inside(&path, r)) {
                 return Err(Error::Output {
                     path: self.dir.clone(),
                     what: format!(
@@ -190,10 +204,26 @@ impl Output {
         Ok(())
     }
 
+    /// What overwriting removes: every file and folder of an earlier run.
+    fn leftovers(&self) -> Vec<PathBuf> {
+        let mut found: Vec<PathBuf> = checkpoints(&self.dir).into_iter().map(|(_, path)| path).collect();
+        let files = entries(&self.dir).unwrap_or_default().into_iter();
+        found.extend(files.filter(|(path, name)| path.is_file() && is_output(name)).map(|(path, _)| path));
+        for (folder, file) in OUTPUT_FOLDERS {
+            let folder = self.dir.join(folder);
+            found.extend(folder.join(file).is_file().then_some(folder));
+        }
+        let events = entries(&self.dir.join("runs")).unwrap_or_default().into_iter();
+        let ours = |name: &str| name.starts_with("events.out.tfevents.") && name.contains(".loratune.");
+        found.extend(events.filter(|(_, name)| ours(name)).map(|(path, _)| path));
+        found
+    }
+
     /// Only an earlier run's files may be replaced; a folder that merely has files of the same names is somebody's.
     fn check_overwritten(&self, names: &[String]) -> Result<()> {
         let a_run = names.iter().any(|n| n == "run_config.yaml") || !checkpoints(&self.dir).is_empty();
-        match names.iter().find(|n| OUTPUT_FILES.contains(&n.as_str()) || is_shard(n)) {
+        let folder = |n: &String| OUTPUT_FOLDERS.iter().any(|(f, _)| f == n);
+        match names.iter().find(|n| is_output(n) || folder(n)) {
             Some(name) if !a_run => Err(Error::Output {
                 path: self.dir.clone(),
                 what: format!(
@@ -220,22 +250,10 @@ impl Output {
         self.take_lock()?;
         sweep_unfinished(&self.dir)?;
         if *start == Start::Fresh && self.overwrite {
-            for (_, path) in checkpoints(&self.dir) {
-                remove_dir_atomically(&path)?;
-            }
-            for (path, name) in entries(&self.dir).map_err(io(&self.dir))? {
-                if OUTPUT_FILES.contains(&name.as_str()) || is_shard(&name) {
-                    std::fs::remove_file(&path).map_err(io(&path))?;
-                }
-            }
-            let residual = self.dir.join(crate::model::RESIDUAL_MODEL);
-            if residual.join("config.json").is_file() {
-                remove_dir_atomically(&residual)?;
-            }
-            let runs = self.dir.join("runs");
-            for (path, name) in entries(&runs).unwrap_or_default() {
-                if name.starts_with("events.out.tfevents.") && name.contains(".loratune.") {
-                    std::fs::remove_file(&path).map_err(io(&path))?;
+            for path in self.leftovers() {
+                match path.is_dir() {
+                    true => remove_dir_atomically(&path)?,
+                    false => std::fs::remove_file(&path).map_err(io(&path))?,
                 }
             }
         }
@@ -323,6 +341,16 @@ impl Drop for Output {
             let _ = std::fs::remove_file(self.dir.join(LOCK));
         }
     }
+}
+
+/// Whether `path` is `place` or lies in it.
+fn inside(path: &Path, place: &Path) -> bool {
+    matches!((path.canonicalize(), place.canonicalize()), (Ok(p), Ok(place)) if p.starts_with(&place))
+}
+
+/// A file that runs write into their folder.
+fn is_output(name: &str) -> bool {
+    OUTPUT_FILES.contains(&name) || is_shard(name)
 }
 
 /// A part of a model that was written in several files.

@@ -28,6 +28,12 @@ fn by_expression(expressions: &[String], names: &[String]) -> Result<BTreeSet<St
     let mut chosen = BTreeSet::new();
     for text in expressions {
         let invalid = |what: String| Error::Invalid(format!("unfrozen_parameters: '{text}' {what}"));
+        if has_row_range(text) {
+            return Err(invalid(
+                "ends with a range of rows: row ranges are not supported, only whole parameters are trained"
+                    .into(),
+            ));
+        }
         let regex = fancy_regex::Regex::new(&format!("^(?:{text})"))
             .map_err(|e| invalid(format!("is not a regular expression: {e}")))?;
         let before = chosen.len();
@@ -42,6 +48,13 @@ fn by_expression(expressions: &[String], names: &[String]) -> Result<BTreeSet<St
         }
     }
     Ok(chosen)
+}
+
+/// Whether an expression ends with rows as Axolotl writes them: `lm_head.weight$[:32000]`.
+fn has_row_range(text: &str) -> bool {
+    let range = text.strip_suffix(']').and_then(|t| t.rsplit_once('['));
+    let bounds = range.and_then(|(_, range)| range.split_once(':'));
+    bounds.is_some_and(|(from, to)| [from, to].iter().all(|b| b.bytes().all(|c| c.is_ascii_digit())))
 }
 
 /// LLaMA-Factory's choice: modules of the last (or, if negative, the first) layers, and modules outside the layers.

@@ -20,7 +20,7 @@ use crate::freeze;
 /// What is trained.
 #[derive(Debug)]
 pub enum Method {
-    Lora(Attached),
+    Lora(Box<Attached>),
     /// Weights of the model itself: all of them, or some.
     Whole,
 }
@@ -41,6 +41,8 @@ pub struct TrainedModel {
 
 /// Folder of a result for the base without what a PiSSA or OLoRA adapter took out of it.
 pub(crate) const RESIDUAL_MODEL: &str = "residual_model";
+/// Folder of a result for what was taken out: the adapter as it was before training.
+pub(crate) const INITIAL_ADAPTER: &str = "initial_adapter";
 
 /// Storage types of the configuration's run.
 pub fn dtypes(config: &RunConfig) -> Dtypes {
@@ -63,7 +65,7 @@ pub fn spec_of(config: &RunConfig) -> AdapterSpec {
     AdapterSpec {
         r: config.lora_rank as usize,
         alpha: config.lora_alpha.unwrap_or(2.0 * config.lora_rank as f64),
-        dropout: config.lora_dropout,
+        dropout: config.lora_dropout.unwrap_or(0.0),
         targets: targets(&config.lora_target),
         exclude: config.exclude_modules.as_ref().map(targets),
         layers: config.layers_to_transform.iter().flatten().map(|&l| l as usize).collect(),
@@ -92,11 +94,15 @@ impl TrainedModel {
         let (spec, saved) = match (config.finetuning_type, &config.adapter_name_or_path) {
             (Finetuning::Lora, Some(path)) => {
                 let (saved, tensors) = peft::read_adapter(Path::new(path))?;
-                // Dropout is the run's, as everything else about training is.
-                let spec = AdapterSpec { dropout: config.lora_dropout, ..AdapterSpec::from_config(&saved)? };
+                let mut spec = AdapterSpec::from_config(&saved)?;
+                spec.dropout = config.lora_dropout.unwrap_or(spec.dropout);
                 (Some(spec), Some(tensors))
             }
-            (Finetuning::Lora, None) => (Some(spec_of(config)), None),
+            (Finetuning::Lora, None) => {
+                let spec = spec_of(config);
+                spec.check(&model)?;
+                (Some(spec), None)
+            }
             (Finetuning::Full | Finetuning::Freeze, _) => (None, None),
         };
         let trained = match &spec {
@@ -121,7 +127,7 @@ impl TrainedModel {
                     (None, Some(tensors)) => Start::Saved(tensors),
                     (None, None) => Start::Fresh { seed: config.seed },
                 };
-                Method::Lora(adapter::attach(&mut decoder, &mut params, &spec, start, &files)?)
+                Method::Lora(Box::new(adapter::attach(&mut decoder, &mut params, &spec, start, &files)?))
             }
         };
         Ok(TrainedModel {
@@ -133,6 +139,14 @@ impl TrainedModel {
             base_path: config.model_name_or_path.clone(),
             convert: config.pissa_convert,
         })
+    }
+
+    /// The adapter whose result is its raw factors on a residual model.
+    pub(crate) fn raw(&self) -> Option<&Attached> {
+        match &self.method {
+            Method::Lora(attached) if attached.spec.init.changes_base() && !self.convert => Some(attached),
+            _ => None,
+        }
     }
 
     fn save_adapter(&self, dir: &Path, attached: &Attached, base: &str, form: Form) -> Result<()> {
@@ -162,21 +176,29 @@ impl TrainedModel {
 
     /// Writes the run's result: the adapter, or the model in the type that its base has.
     pub fn save_result(&self, dir: &Path) -> Result<()> {
-        match &self.method {
-            Method::Lora(attached) if attached.spec.init.changes_base() && !self.convert => {
-                let residual = dir.join(RESIDUAL_MODEL);
-                replace_dir_atomically(&residual, |dir| -> Result<()> {
-                    let dtype = self.decoder.storage().into();
-                    adapter::write_residual(dir, &self.files, &self.decoder, attached, dtype)?;
-                    Ok(self.tokenizer.save(dir)?)
-                })?;
-                self.save_adapter(dir, attached, &residual.display().to_string(), Form::Raw)?;
-            }
-            Method::Lora(_) => self.save_weights(dir)?,
-            Method::Whole => self.save_whole(dir, load::file_dtype(&self.files))?,
+        match (&self.method, self.raw()) {
+            (_, Some(attached)) => self.save_raw(dir, attached)?,
+            (Method::Lora(_), None) => self.save_weights(dir)?,
+            (Method::Whole, None) => self.save_whole(dir, load::file_dtype(&self.files))?,
         }
         self.tokenizer.save(dir)?;
         Ok(())
+    }
+
+    /// The factors as they are, the model that they belong on, and what that model lacks.
+    fn save_raw(&self, dir: &Path, attached: &Attached) -> Result<()> {
+        let residual = dir.join(RESIDUAL_MODEL);
+        replace_dir_atomically(&residual, |dir| -> Result<()> {
+            let dtype = self.decoder.storage().into();
+            adapter::write_residual(dir, &self.files, &self.decoder, attached, dtype)?;
+            Ok(self.tokenizer.save(dir)?)
+        })?;
+        replace_dir_atomically(&dir.join(INITIAL_ADAPTER), |dir| -> Result<()> {
+            let (config, tensors) =
+                adapter::initial_files(&self.decoder, &self.params, attached, Some(&self.base_path));
+            with_bytes(&tensors, |views| Ok(peft::write_adapter(dir, &config, views)?))
+        })?;
+        self.save_adapter(dir, attached, &residual.display().to_string(), Form::Raw)
     }
 
     /// Takes the trained weights of a checkpoint.

@@ -8,7 +8,7 @@ use crate::config::{Finetuning, Reporter, RunConfig, Value};
 use crate::error::Result;
 use crate::model::Method;
 use crate::progress::{Evaluation, Progress};
-use crate::report::card::Card;
+use crate::report::card::{Card, Kind};
 use crate::report::history::History;
 use crate::report::state::{EarlyStopping, TrainerState};
 use crate::report::tensorboard::EventWriter;
@@ -100,18 +100,32 @@ pub fn method_name(config: &RunConfig, spec: &AdapterSpec) -> String {
     parts.join(" + ")
 }
 
+/// What the run's result is.
+fn kind(trainer: &Trainer<'_>) -> Kind {
+    let config = trainer.config();
+    match &trainer.model.method {
+        Method::Lora(_) if trainer.model.raw().is_some() => Kind::RawAdapter,
+        Method::Lora(_) => Kind::Adapter,
+        Method::Whole
+            if config.finetuning_type == Finetuning::Full && config.unfrozen_parameters.is_empty() =>
+        {
+            Kind::Whole
+        }
+        Method::Whole => Kind::Part,
+    }
+}
+
 fn title(trainer: &Trainer<'_>) -> String {
     let name = |path: &str| {
         Path::new(path).file_name().map_or(path.to_string(), |n| n.to_string_lossy().into_owned())
     };
     let config = trainer.config();
-    let method = match &trainer.model.method {
-        Method::Lora(attached) => {
+    let method = match (&trainer.model.method, kind(trainer)) {
+        (Method::Lora(attached), _) => {
             format!("{}, rank {}", method_name(config, &attached.spec), attached.spec.r)
         }
-        Method::Whole if config.finetuning_type == Finetuning::Freeze => "partial fine-tuning".into(),
-        Method::Whole if config.unfrozen_parameters.is_empty() => "full fine-tuning".into(),
-        Method::Whole => "partial fine-tuning".into(),
+        (Method::Whole, Kind::Part) => "partial fine-tuning".into(),
+        (Method::Whole, _) => "full fine-tuning".into(),
     };
     format!("{} · {method}", name(&config.model_name_or_path))
 }
@@ -159,7 +173,15 @@ pub(crate) fn write_card(trainer: &Trainer<'_>, eval_loss: Option<f64>) -> Resul
         "resume_from_checkpoint",
     ];
     // An adapter that was given has its own shape; what the configuration says of one was not used.
-    let shape = ["lora_rank", "lora_alpha", "lora_target", "use_rslora", "rank_pattern", "alpha_pattern"];
+    let shape = [
+        "lora_rank",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_target",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+    ];
     let lora = match &trainer.model.method {
         Method::Lora(attached) => Some(&attached.spec),
         Method::Whole => None,
@@ -168,6 +190,7 @@ pub(crate) fn write_card(trainer: &Trainer<'_>, eval_loss: Option<f64>) -> Resul
         [
             ("lora_rank".to_string(), spec.r.to_string()),
             ("lora_alpha".to_string(), spec.alpha.to_string()),
+            ("lora_dropout".to_string(), spec.dropout.to_string()),
             ("lora_target".to_string(), spec.targets.to_string()),
             ("use_rslora".to_string(), spec.use_rslora.to_string()),
         ]
@@ -183,7 +206,7 @@ pub(crate) fn write_card(trainer: &Trainer<'_>, eval_loss: Option<f64>) -> Resul
         name: dir.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned()),
         base_model: config.model_name_or_path.clone(),
         base_is_on_hub: false,
-        full: config.finetuning_type == Finetuning::Full,
+        kind: kind(trainer),
         from_scratch: config.train_from_scratch,
         datasets: config.dataset.clone(),
         hub_datasets: Vec::new(),

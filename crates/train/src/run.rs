@@ -121,7 +121,7 @@ fn pool(threads: usize) -> Result<rayon::ThreadPool> {
 }
 
 /// A dataset's path: as it is, or inside `dataset_dir`, with an ending if it lacks one.
-fn locate(name: &str, dataset_dir: &str) -> PathBuf {
+pub(crate) fn locate(name: &str, dataset_dir: &str) -> PathBuf {
     let direct = PathBuf::from(name);
     if direct.exists() {
         return direct;

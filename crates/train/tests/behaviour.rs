@@ -280,12 +280,39 @@ fn inputs_and_folders_of_others_are_never_overwritten() {
     assert!(run(on).0.unwrap_err().to_string().contains("adapter_name_or_path"));
     assert!(out.join("checkpoint-4/adapter_model.safetensors").is_file());
 
+    // The model, the adapter or the data in what else is removed of an earlier run.
+    let raw = dir.path().join("raw");
+    let settings = ["init_lora_weights=pissa", "pissa_convert=false"];
+    run(config(&raw, &settings)).0.unwrap();
+    std::fs::copy(goldens().join("train.jsonl"), raw.join("residual_model/data.jsonl")).unwrap();
+    let mut inputs = [
+        config(&raw, &["overwrite_output_dir=true"]),
+        config(&raw, &["overwrite_output_dir=true"]),
+        config(&raw, &["overwrite_output_dir=true"]),
+        config(&raw, &["overwrite_output_dir=true"]),
+    ];
+    inputs[0].model_name_or_path = raw.join("residual_model").display().to_string();
+    inputs[1].adapter_name_or_path = Some(raw.join("runs/../initial_adapter").display().to_string());
+    inputs[2].dataset = vec![raw.join("residual_model/data.jsonl").display().to_string()];
+    inputs[3].dataset = vec![raw.join("trainer_log.jsonl").display().to_string()];
+    let keys = ["model_name_or_path", "adapter_name_or_path", "dataset", "dataset"];
+    for (config, key) in inputs.into_iter().zip(keys) {
+        let error = run(config).0.unwrap_err().to_string();
+        assert!(error.contains("its own input") && error.contains(key), "{error}");
+    }
+    assert!(raw.join("residual_model/config.json").is_file() && raw.join("trainer_log.jsonl").is_file());
+
     // A project that has files of the same names.
     let project = dir.path().join("project");
     std::fs::create_dir_all(project.join("runs/other")).unwrap();
     std::fs::write(project.join("README.md"), "mine").unwrap();
     let error = run(config(&project, &["overwrite_output_dir=true"])).0.unwrap_err().to_string();
     assert!(error.contains("README.md") && error.contains("no run of loratune wrote it"), "{error}");
+    let models = dir.path().join("models");
+    std::fs::create_dir_all(models.join("residual_model")).unwrap();
+    std::fs::write(models.join("residual_model/config.json"), "{}").unwrap();
+    let error = run(config(&models, &["overwrite_output_dir=true"])).0.unwrap_err().to_string();
+    assert!(error.contains("residual_model") && error.contains("no run of loratune wrote it"), "{error}");
 
     // Going on from another run's checkpoint in a folder that holds a third run.
     let third = dir.path().join("third");
@@ -341,4 +368,17 @@ fn an_evaluation_that_is_not_finite_stops_the_run_before_it_is_saved() {
     assert!(!dir.path().join("checkpoint-1").exists());
     let log = String::from_utf8(bytes(dir.path(), "trainer_log.jsonl")).unwrap();
     assert!(log.lines().last().unwrap().contains("NaN"), "{log}");
+}
+
+#[test]
+fn how_the_result_is_written_may_change_when_a_run_goes_on() {
+    let (whole, resumed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let pissa = ["init_lora_weights=pissa", "save_steps=4"];
+    let plain = [&pissa[..], &["pissa_convert=false"]].concat();
+    run(config(whole.path(), &plain)).0.unwrap();
+    run_until(config(resumed.path(), &pissa), Some(4)).0.unwrap();
+    run(config(resumed.path(), &[&plain[..], &["resume_from_checkpoint=true"]].concat())).0.unwrap();
+    for file in ["adapter_model.safetensors", "initial_adapter/adapter_model.safetensors"] {
+        assert!(bytes(whole.path(), file) == bytes(resumed.path(), file), "{file}");
+    }
 }

@@ -6,6 +6,10 @@ mod tiny;
 
 use std::path::Path;
 
+use loratune_model::adapter::combine::SavedAdapter;
+use loratune_model::adapter::convert::subtract_initial;
+use loratune_model::files::{ModelFiles, peft};
+use loratune_model::load;
 use loratune_train::Error;
 use loratune_train::config::RunConfig;
 use loratune_train::run::prepare;
@@ -74,6 +78,37 @@ fn lora_plus_with_ratio_1_is_lora_bit_for_bit() {
 }
 
 #[test]
+fn lora_plus_means_nothing_without_adapters() {
+    for method in ["finetuning_type=full", "finetuning_type=freeze"] {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        for (dir, plus) in dirs.iter().zip([&[][..], &["loraplus_lr_ratio=8", "loraplus_lr_embedding=1e-3"]])
+        {
+            run(config(dir.path(), &[&[method, "weight_decay=0.1"][..], plus].concat())).0.unwrap();
+        }
+        let [a, b] = dirs.each_ref().map(|d| bytes(d.path(), "model.safetensors"));
+        assert!(a == b, "{method}");
+    }
+}
+
+#[test]
+fn a_given_adapter_keeps_its_dropout_unless_the_run_sets_one() {
+    let first = tempfile::tempdir().unwrap();
+    run(config(first.path(), &["lora_dropout=0.5"])).0.unwrap();
+    let on = |extra: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        let given = format!("adapter_name_or_path={}", first.path().display());
+        run(config(dir.path(), &[&[given.as_str()][..], extra].concat())).0.unwrap();
+        let written: serde_json::Value =
+            serde_json::from_slice(&bytes(dir.path(), "adapter_config.json")).unwrap();
+        (written["lora_dropout"].as_f64().unwrap(), bytes(dir.path(), "adapter_model.safetensors"))
+    };
+    let (own, same, none) = (on(&[]), on(&["lora_dropout=0.5"]), on(&["lora_dropout=0"]));
+    assert_eq!((own.0, same.0, none.0), (0.5, 0.5, 0.0));
+    assert!(own.1 == same.1, "the adapter's own dropout is what it was trained with");
+    assert!(own.1 != none.1, "a dropout of the run's own, 0 too, replaces it");
+}
+
+#[test]
 fn noise_is_in_training_only_and_by_the_seed() {
     let eval = format!("eval_dataset={}", goldens().join("eval.jsonl").display());
     let common = [
@@ -95,18 +130,43 @@ fn noise_is_in_training_only_and_by_the_seed() {
     assert_ne!(both[1].0, both[2].0);
 }
 
+/// With a learning rate of 0 the loss of the first step shows the noise alone.
+fn noisy_loss(extra: &[&str]) -> f64 {
+    let settings = ["neftune_noise_alpha=40", "learning_rate=0", "max_steps=1", "disable_shuffling=true"];
+    losses(&[&settings[..], extra].concat())[0]
+}
+
 #[test]
-fn noise_by_sequence_does_not_depend_on_what_a_row_is_padded_or_packed_with() {
-    // With a learning rate of 0 the loss shows the noise alone. One row of a batch is the longest, so both scales agree
-    // there and only there.
-    let one = |extra: &[&str]| {
-        let settings = ["neftune_noise_alpha=40", "learning_rate=0", "max_steps=1", "disable_shuffling=true"];
-        losses(&[&settings[..], extra].concat())[0]
+fn noise_by_sequence_does_not_depend_on_the_longest_row_of_the_batch() {
+    // A row that is alone is the longest, so both scales agree there, and only there.
+    for (rows, equal) in [("per_device_train_batch_size=1", true), ("per_device_train_batch_size=4", false)] {
+        let [sequence, batch] =
+            ["per_sequence", "per_batch"].map(|scale| noisy_loss(&[rows, &format!("neftune_scale={scale}")]));
+        assert_eq!(sequence == batch, equal, "{rows}: {sequence} by sequence, {batch} by batch");
+    }
+}
+
+#[test]
+fn noise_by_sequence_does_not_depend_on_what_a_row_is_packed_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rows.jsonl");
+    let rows = ["a few words of text", "and a longer row of them than the first one is"];
+    std::fs::write(&file, rows.map(|text| serde_json::json!({ "text": text }).to_string()).join("\n"))
+        .unwrap();
+    let data = format!("dataset={}", file.display());
+    let packed = [data.as_str(), "packing=true", "per_device_train_batch_size=1"];
+    let apart = [data.as_str(), "per_device_train_batch_size=2"];
+    let rows = |settings: &[&str]| {
+        let out = tempfile::tempdir().unwrap();
+        prepare(config(out.path(), settings)).unwrap().feed.rows_per_epoch()
     };
-    let alone = ["per_device_train_batch_size=1", "neftune_scale=per_batch"];
-    assert_eq!(one(&alone), one(&["per_device_train_batch_size=1"]));
-    let many = ["per_device_train_batch_size=4", "neftune_scale=per_batch"];
-    assert_ne!(one(&many), one(&["per_device_train_batch_size=4"]));
+    assert_eq!((rows(&packed), rows(&apart)), (1, 2), "one pack of two rows");
+    let loss = |settings: &[&str; 3], scale: &str| noisy_loss(&[&settings[..], &[scale]].concat());
+    let apart = [apart[0], apart[1], "packing=false"];
+    let scale = "neftune_scale=per_sequence";
+    assert_eq!(loss(&packed, scale), loss(&apart, scale));
+    let scale = "neftune_scale=per_batch";
+    assert_ne!(loss(&packed, scale), loss(&apart, scale), "Hugging Face's depends on the pack");
 }
 
 #[test]
@@ -130,9 +190,27 @@ fn raw_factors_are_written_with_the_model_they_belong_on() {
     };
     let (a, b) = (eval(plain.path(), None), eval(raw.path(), Some(&raw.path().join("residual_model"))));
     assert!((a / b - 1.0).abs() < 1e-5, "{a} as plain LoRA, {b} from the raw factors");
-    // Overwriting removes the residual model too; the second run here has none.
+    // With the adapter before training the factors lead back to the plain form, bit for bit.
+    let read = |dir: &Path| {
+        let (config, tensors) = peft::read_adapter(dir).unwrap();
+        SavedAdapter { name: dir.display().to_string(), config, tensors }
+    };
+    let (config_back, back) =
+        subtract_initial(&read(raw.path()), &read(&raw.path().join("initial_adapter"))).unwrap();
+    let expected = read(plain.path());
+    assert_eq!((config_back.r, config_back.lora_alpha), (expected.config.r, expected.config.lora_alpha));
+    assert_eq!(back.len(), expected.tensors.len());
+    for (key, tensor) in &back {
+        assert_eq!(tensor.slice::<f32>().unwrap(), expected.tensors[key].to_f32(), "{key}");
+    }
+    let card = |dir: &Path| String::from_utf8(bytes(dir, "README.md")).unwrap();
+    let base = format!("{:?}", config(plain.path(), &[]).model_name_or_path);
+    assert!(card(plain.path()).contains(&format!("from_pretrained({base})")));
+    assert!(card(raw.path()).contains("from_pretrained(\"path/to/this/folder/residual_model\")"));
+    assert!(!card(raw.path()).contains(&format!("from_pretrained({base})")));
+    // Overwriting removes all of it; the second run here has none.
     run(config(raw.path(), &[&settings[..], &["overwrite_output_dir=true"]].concat())).0.unwrap();
-    assert!(!raw.path().join("residual_model").exists());
+    assert!(!raw.path().join("residual_model").exists() && !raw.path().join("initial_adapter").exists());
 }
 
 fn refused(settings: &[&str], words: &[&str]) {
@@ -157,6 +235,15 @@ fn what_makes_no_sense_is_refused_with_its_reason() {
     refused(&["lora_target=down_proj", "bias=lora_only"], &["bias: lora_only", "none"]);
     refused(&["lora_target=embed_token"], &["did you mean 'embed_tokens'?"]);
     refused(&["finetuning_type=full", "unfrozen_parameters=lm_haed"], &["lm_haed", "matches no parameter"]);
+    refused(&["exclude_modules=q_porj"], &["exclude_modules", "did you mean 'q_proj'?"]);
+    refused(&["rank_pattern={q_porj: 8}"], &["rank_pattern", "did you mean 'q_proj'?"]);
+    refused(&["lora_target=q_proj", "alpha_pattern={up_proj: 8}"], &["alpha_pattern", "not put there"]);
+    refused(&["layers_to_transform=[0, 99]"], &["layers_to_transform", "no layer 99; it has 3"]);
+    let range = "unfrozen_parameters=[lm_head.weight$[:32000]]";
+    refused(
+        &["finetuning_type=full", &range.replace("=[", "=['").replace("]]", "]']")],
+        &["row ranges are not supported"],
+    );
     refused(&["finetuning_type=full", "unfrozen_parameters=("], &["not a regular expression"]);
     refused(&["finetuning_type=freeze", "freeze_trainable_layers=9"], &["9", "3 layers"]);
     refused(&["finetuning_type=freeze", "freeze_trainable_modules=mpl"], &["mpl", "it has", "mlp"]);
@@ -186,4 +273,48 @@ fn freezing_trains_the_layers_and_modules_that_are_named() {
     assert_eq!(extra.len(), 15);
     let some = trained(&["finetuning_type=full", "unfrozen_parameters=.*norm,lm_head"]);
     assert!(some.len() == 8 && some.iter().all(|n| n.contains("norm") || n == "lm_head.weight"), "{some:?}");
+}
+
+/// `full-some` in `methods.rs` is a golden of the second spelling; so it's one of freezing too.
+#[test]
+fn freezing_is_full_fine_tuning_of_the_same_parameters_and_its_result_is_a_model() {
+    let (frozen, full) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let eval = format!("eval_dataset={}", goldens().join("eval.jsonl").display());
+    let common = [eval.as_str(), "eval_strategy=steps", "eval_steps=8", "save_steps=4", "weight_decay=0.1"];
+    let freeze = [
+        "finetuning_type=freeze",
+        "freeze_trainable_layers=1",
+        "freeze_trainable_modules=self_attn,mlp",
+        "freeze_extra_modules=norm",
+    ];
+    let (outcome, seen) = run(config(frozen.path(), &[&common[..], &freeze].concat()));
+    outcome.unwrap();
+    let same = [
+        "finetuning_type=full",
+        r"unfrozen_parameters=['model\.layers\.2\.(self_attn|mlp)\.', 'model\.norm\.']",
+    ];
+    run(config(full.path(), &[&common[..], &same].concat())).0.unwrap();
+    for file in ["model.safetensors", "checkpoint-4/model.safetensors", "checkpoint-4/optimizer.safetensors"]
+    {
+        assert!(bytes(frozen.path(), file) == bytes(full.path(), file), "{file}");
+    }
+    // What was not named is the base's, bit for bit.
+    let base = config(frozen.path(), &[]).model_name_or_path;
+    let [before, after] = [Path::new(&base), frozen.path()].map(|dir| ModelFiles::open(dir).unwrap());
+    for name in after.tensors.names() {
+        let trained = name.starts_with("model.norm")
+            || name.starts_with("model.layers.2.") && !name.contains("layernorm");
+        let [before, after] = [&before, &after].map(|files| load::read_f32(files, name).unwrap());
+        let equal = before.slice::<f32>().unwrap() == after.slice::<f32>().unwrap();
+        assert_eq!(equal, !trained, "{name}");
+    }
+    let card = String::from_utf8(bytes(frozen.path(), "README.md")).unwrap();
+    assert!(card.contains("some of whose weights were fine-tuned") && !card.contains("LoRA"), "{card}");
+    // Read as any model is, it has the loss that the run ended with.
+    let again = tempfile::tempdir().unwrap();
+    let mut on = config(again.path(), &[&common[..], &["eval_on_start=true", "max_steps=1"]].concat());
+    on.model_name_or_path = frozen.path().display().to_string();
+    let loaded = run(on).1.evaluations[0];
+    let ended = *seen.evaluations.last().unwrap();
+    assert!((loaded / ended - 1.0).abs() < 1e-6, "{loaded} read back, {ended} at the end of the run");
 }

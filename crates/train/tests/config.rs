@@ -27,7 +27,7 @@ fn refusal(extra: &str, overrides: &[&str]) -> String {
 #[test]
 fn defaults_are_those_of_llama_factory_and_hugging_face() {
     let c = config("", &[]);
-    assert_eq!((c.lora_rank, c.lora_alpha, c.lora_dropout), (8, Some(16.0), 0.0));
+    assert_eq!((c.lora_rank, c.lora_alpha, c.lora_dropout), (8, Some(16.0), Some(0.0)));
     assert_eq!(c.lora_target, Targets::AllLinear);
     assert_eq!((c.cutoff_len, c.num_train_epochs, c.learning_rate), (2048, 3.0, 5e-5));
     assert_eq!((c.per_device_train_batch_size, c.gradient_accumulation_steps), (8, 1));
@@ -123,7 +123,7 @@ fn overrides_beat_the_file_and_the_last_one_wins() {
     assert_eq!(loaded.origin("seed"), Origin::Default);
     let taken_back =
         load("max_samples: 4\nlora_dropout: 0.5\n", &["max_samples=", "lora_dropout=null"]).unwrap();
-    assert_eq!((taken_back.config.max_samples, taken_back.config.lora_dropout), (None, 0.0));
+    assert_eq!((taken_back.config.max_samples, taken_back.config.lora_dropout), (None, Some(0.0)));
     assert_eq!(taken_back.origin("max_samples"), Origin::Default);
     let alone: Vec<String> =
         ["model_name_or_path=m", "dataset=a,b", "output_dir=o"].map(String::from).to_vec();
@@ -248,7 +248,24 @@ fn wrong_values_name_line_key_value_and_expectation() {
         (
             "rank_pattern: {q_proj: 0}\n",
             &[],
-            "run.yaml:4: rank_pattern is `{q_proj: 0}`; expected a mapping such as {q_proj: 16}, every value above 0",
+            "run.yaml:4: rank_pattern is `{q_proj: 0}`; expected a mapping such as {q_proj: 16}, every value from 1 to \
+             1048576",
+        ),
+        (
+            "rank_pattern: {v_proj: 4, q_proj: 4611686018427387904}\n",
+            &[],
+            "run.yaml:4: rank_pattern is `{v_proj: 4, q_proj: 4611686018427387904}`; expected a mapping such as \
+             {q_proj: 16}, every value from 1 to 1048576",
+        ),
+        (
+            "alpha_pattern: {q_proj: .inf}\n",
+            &[],
+            "run.yaml: not valid YAML: non-finite float `.inf` rejected by the configured policy at line 4, column 25",
+        ),
+        (
+            "alpha_pattern: {q_proj: 0}\n",
+            &[],
+            "run.yaml:4: alpha_pattern is `{q_proj: 0}`; expected a mapping such as {q_proj: 16}, every value above 0",
         ),
         (
             "exclude_modules: all\n",
@@ -450,6 +467,32 @@ fn contradictions_name_both_sides() {
              frozen random weights learn nothing; use finetuning_type: full",
         ),
         (
+            "train_from_scratch: true\nfinetuning_type: freeze\n",
+            "`train_from_scratch: true` (run.yaml:4) and `finetuning_type: freeze` (run.yaml:5) do not go together: what is \
+             not trained would stay random numbers; train all weights (finetuning_type: full without unfrozen_parameters)",
+        ),
+        (
+            "train_from_scratch: true\nfinetuning_type: full\nunfrozen_parameters: [lm_head]\n",
+            "`train_from_scratch: true` (run.yaml:4) and `unfrozen_parameters: [lm_head]` (run.yaml:6) do not go together: \
+             what is not trained would stay random numbers; train all weights (finetuning_type: full without \
+             unfrozen_parameters)",
+        ),
+        (
+            "layers_pattern: [layers]\n",
+            "`layers_pattern: [layers]` (run.yaml:4) and `layers_to_transform: null` (default) do not go together: it says \
+             where the layers' indices stand, but not which ones are meant; set layers_to_transform, or remove it",
+        ),
+        (
+            "layers_pattern: [layers]\nlora_target: .*q_proj\n",
+            "`lora_target: \".*q_proj\"` (run.yaml:5) and `layers_pattern: [layers]` (run.yaml:4) do not go together: a regular \
+             expression already says which layers; use names, or put the layers into the expression",
+        ),
+        (
+            "layers_to_transform: 1\nlora_target: .*q_proj\n",
+            "`lora_target: \".*q_proj\"` (run.yaml:5) and `layers_to_transform: [1]` (run.yaml:4) do not go together: a regular \
+             expression already says which layers; use names, or put the layers into the expression",
+        ),
+        (
             "adapter_name_or_path: out\n",
             "`adapter_name_or_path: out` (run.yaml:4) and `output_dir: out` (run.yaml:3) do not go together: the result \
              would overwrite its own input; name another folder",
@@ -475,6 +518,31 @@ fn what_has_no_effect_is_said() {
         notes("finetuning_type: full\nlora_rank: 4\n"),
         ["run.yaml:5: `lora_rank` is not used: finetuning_type is full"]
     );
+    // LLaMA-Factory's spellings too, although they are resolved; and each key once.
+    assert_eq!(
+        notes("finetuning_type: freeze\npissa_init: true\npissa_iter: 4\npissa_convert: false\n"),
+        ["5: `pissa_init`", "6: `pissa_iter`", "7: `pissa_convert`"]
+            .map(|key| format!("run.yaml:{key} is not used: finetuning_type is freeze"))
+    );
+    assert_eq!(
+        notes("finetuning_type: full\nloraplus_lr_ratio: 8\nloraplus_lr_embedding: 1e-5\n"),
+        ["5: `loraplus_lr_ratio`", "6: `loraplus_lr_embedding`"]
+            .map(|key| format!("run.yaml:{key} is not used: finetuning_type is full"))
+    );
+    // An adapter that is given keeps its shape; dropout, LoRA+ and how it's written are the run's.
+    let given = "adapter_name_or_path: a\npissa_init: true\nlora_dropout: 0.1\npissa_convert: false\nloraplus_lr_ratio: 8\n";
+    assert_eq!(
+        notes(given),
+        ["run.yaml:5: `pissa_init` is not used: the adapter in adapter_name_or_path has its own"]
+    );
+    assert_eq!(notes("pissa_init: true\npissa_convert: false\nloraplus_lr_ratio: 8\n"), [""; 0]);
+    assert_eq!(
+        notes("pissa_convert: false\nloraplus_lr_embedding: 1e-5\n"),
+        [
+            "run.yaml:5: `loraplus_lr_embedding` is not used: loraplus_lr_ratio is off",
+            "run.yaml:4: `pissa_convert` is not used: init_lora_weights leaves the base as it is",
+        ]
+    );
     assert_eq!(
         notes("num_train_epochs: 2\nmax_steps: 10\nlr_scheduler_type: constant\nwarmup_steps: 3\n"),
         [
@@ -482,6 +550,16 @@ fn what_has_no_effect_is_said() {
             "run.yaml:4: `num_train_epochs` is not used: max_steps sets the length",
         ]
     );
+}
+
+#[test]
+fn a_given_adapter_keeps_its_dropout_unless_the_run_has_one() {
+    assert_eq!(config("adapter_name_or_path: a\n", &[]).lora_dropout, None);
+    assert_eq!(config("adapter_name_or_path: a\nlora_dropout: 0\n", &[]).lora_dropout, Some(0.0));
+    // Written out and read again, it's still the adapter's.
+    let resolved = config("adapter_name_or_path: a\n", &[]).to_yaml();
+    assert_eq!(RunConfig::from_text(&resolved, "run_config.yaml", &[]).unwrap().config.lora_dropout, None);
+    assert_eq!(config("", &[]).lora_dropout, Some(0.0));
 }
 
 #[test]

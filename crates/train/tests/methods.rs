@@ -55,8 +55,15 @@ fn check(name: &str) {
             let ours = with_adapter(&config, &output);
             std::fs::create_dir_all(&merged).unwrap();
             let Method::Lora(attached) = &ours.method else { panic!("{name}: no adapter") };
-            adapter::merge(&merged, &ours.files, &ours.decoder, &ours.params, Some(attached), FileDType::F32)
-                .unwrap_or_else(|e| panic!("{name}: merging: {e}"));
+            adapter::merge(
+                &merged,
+                &ours.files,
+                &ours.decoder,
+                &ours.params,
+                Some(&**attached),
+                FileDType::F32,
+            )
+            .unwrap_or_else(|e| panic!("{name}: merging: {e}"));
             let what = format!("{name}: the adapter written");
             (weight, compare_logits(&ours.decoder, &ours.params, &expected, LOGIT, &what))
         }
@@ -161,11 +168,22 @@ fn compare_adapter_configs(name: &str, ours: &Path, theirs: &Path) {
         names.sort();
         names
     };
-    for key in ["use_dora", "use_rslora", "bias", "r"] {
+    for key in
+        ["use_dora", "use_rslora", "bias", "r", "init_lora_weights", "layers_to_transform", "layers_pattern"]
+    {
         assert_eq!(ours[key], theirs[key], "{name}: adapter_config.json: {key}");
     }
-    let key = "modules_to_save";
-    assert_eq!(sorted(&ours[key]), sorted(&theirs[key]), "{name}: adapter_config.json: {key}");
+    let excluded = sorted(&theirs["exclude_modules"]);
+    for key in ["modules_to_save", "target_modules", "exclude_modules"] {
+        // Lists in any order; a regular expression as it is.
+        assert_eq!(ours[key].as_str(), theirs[key].as_str(), "{name}: adapter_config.json: {key}");
+        let mut names = sorted(&theirs[key]);
+        if key == "target_modules" {
+            // PEFT spells `all-linear` out with the excluded names in it, which means the same.
+            names.retain(|n| !excluded.contains(n));
+        }
+        assert_eq!(sorted(&ours[key]), names, "{name}: adapter_config.json: {key}");
+    }
     let alpha = ours["lora_alpha"].as_f64().unwrap();
     close(alpha, &theirs["lora_alpha"], 1e-12, &format!("{name}: adapter_config.json: lora_alpha"));
     for key in ["rank_pattern", "alpha_pattern"] {
@@ -233,8 +251,8 @@ macro_rules! cases {
 }
 
 cases! {
-    gaussian_start_equals_peft: "gaussian",
-    orthogonal_start_equals_peft: "orthogonal",
+    training_from_pefts_own_gaussian_start_equals_peft: "gaussian",
+    training_from_pefts_own_orthogonal_start_equals_peft: "orthogonal",
     training_all_biases_equals_peft: "bias-all",
     training_the_biases_of_adapted_layers_equals_peft: "bias-lora-only",
     saving_the_head_and_all_norms_equals_peft: "save-head-norms",

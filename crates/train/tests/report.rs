@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use loratune_train::report::card::Card;
+use loratune_train::report::card::{Card, Kind};
 use loratune_train::report::history::History;
 use loratune_train::report::state::{EarlyStopping, TrainerState};
 use loratune_train::report::tensorboard::EventWriter;
@@ -280,6 +280,21 @@ fn the_card_of_a_local_base_names_no_hub_model() {
     let card = Card { base_model: "my models/base".into(), ..Card::default() }.to_markdown();
     assert!(!card.contains("base_model:"), "{card}");
     assert!(card.contains("loratune merge --model 'my models/base' --adapter"), "{card}");
-    let full = Card { full: true, base_model: "b".into(), ..Card::default() }.to_markdown();
+    let full = Card { kind: Kind::Whole, base_model: "b".into(), ..Card::default() }.to_markdown();
     assert!(full.contains("library_name: transformers") && !full.contains("PeftModel"), "{full}");
+}
+
+#[test]
+fn the_card_says_what_was_trained() {
+    let of = |kind| Card { kind, base_model: "b".into(), ..Card::default() }.to_markdown();
+    let part = of(Kind::Part);
+    assert!(part.contains("`b`, some of whose weights were fine-tuned, for 0 steps"), "{part}");
+    assert!(part.contains("library_name: transformers") && part.contains("- partial\n"), "{part}");
+    assert!(!part.contains("PeftModel") && !part.contains("--adapter"), "{part}");
+    let raw = of(Kind::RawAdapter);
+    let base = "path/to/this/folder/residual_model";
+    assert!(raw.contains(&format!("AutoModelForCausalLM.from_pretrained(\"{base}\")")), "{raw}");
+    assert_eq!(raw.matches(&format!("--model {base} --adapter")).count(), 2, "{raw}");
+    assert!(raw.contains("--initial path/to/this/folder/initial_adapter --output plain"), "{raw}");
+    assert!(!of(Kind::Adapter).contains("--initial"));
 }

@@ -190,20 +190,15 @@ impl Field for Vec<u64> {
     }
 }
 
-/// A mapping from module names (or regular expressions) to numbers, in the order of the file: PEFT takes the first match.
+/// A mapping from module names (or regular expressions) to numbers. Its order means nothing: of several keys that match, the
+/// first in alphabetical order counts, as in PEFT's files.
 impl<T: Field> Field for Vec<(String, T)> {
     fn expected() -> String {
-        "a mapping such as {q_proj: 16}, every value above 0".into()
+        "a mapping such as {q_proj: 16}".into()
     }
     fn parse(value: &Value) -> Result<Self, Problem> {
         let Value::Map(entries) = value else { return Err(Problem::Type) };
-        entries
-            .iter()
-            .map(|(name, v)| match v.as_f64() {
-                Some(x) if x > 0.0 => Ok((name.clone(), T::parse(v)?)),
-                _ => Err(Problem::Type),
-            })
-            .collect()
+        entries.iter().map(|(name, v)| Ok((name.clone(), T::parse(v)?))).collect()
     }
     fn to_value(&self) -> Value {
         Value::Map(self.iter().map(|(name, x)| (name.clone(), x.to_value())).collect())

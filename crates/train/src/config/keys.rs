@@ -48,6 +48,11 @@ fn number(value: &Value, ok: fn(f64) -> bool) -> bool {
     value.as_f64().is_some_and(ok)
 }
 
+/// Every value of a mapping.
+fn every(value: &Value, ok: fn(&Value) -> bool) -> bool {
+    matches!(value, Value::Map(entries) if entries.iter().all(|(_, x)| ok(x)))
+}
+
 const AT_LEAST_1: Rule = Rule { text: "at least 1", ok: |v| number(v, |x| x >= 1.0) };
 // Far above what any machine holds; beyond them, sizes would no longer be countable.
 const MOST_ROWS: f64 = 16_777_216.0;
@@ -56,6 +61,8 @@ const ROW_TOKENS: Rule =
     Rule { text: "from 2 to 16777216", ok: |v| number(v, |x| (2.0..=MOST_ROWS).contains(&x)) };
 const RANK: Rule =
     Rule { text: "from 1 to 1048576", ok: |v| number(v, |x| (1.0..=1_048_576.0).contains(&x)) };
+const RANKS: Rule = Rule { text: "every value from 1 to 1048576", ok: |v| every(v, |x| (RANK.ok)(x)) };
+const ALPHAS: Rule = Rule { text: "every value above 0", ok: |v| every(v, |x| (POSITIVE.ok)(x)) };
 const NOT_NEGATIVE: Rule = Rule { text: "at least 0", ok: |v| number(v, |x| x >= 0.0) };
 const POSITIVE: Rule = Rule { text: "above 0", ok: |v| number(v, |x| x > 0.0) };
 const BELOW_1: Rule =
@@ -185,7 +192,7 @@ run_config! {
     "Model" {
         /// The base model: a Hugging Face folder or a GGUF file.
         model_name_or_path: String = String::new(), HuggingFace, required "model_name_or_path: models/SmolLM2-135M";
-        /// Go on training this PEFT adapter; rank, alpha and targets are then the adapter's.
+        /// Go on training this PEFT adapter; rank, alpha, targets, and dropout if lora_dropout is not set, are then the adapter's.
         adapter_name_or_path: Option<String> = None, LlamaFactory, rule ONE_ADAPTER;
         /// Start from random weights; only the model's config and tokenizer are read.
         train_from_scratch: bool = false, LlamaFactory;
@@ -201,8 +208,8 @@ run_config! {
         lora_rank: u64 = 8, LlamaFactory, alias "r", rule RANK;
         /// Scale: an adapter's output is multiplied by lora_alpha / lora_rank.
         lora_alpha: Option<f64> = None, LlamaFactory, rule POSITIVE, words "2 × lora_rank";
-        /// Dropout on the adapters' input.
-        lora_dropout: f64 = 0.0, LlamaFactory, rule BELOW_1;
+        /// Dropout on the adapters' input. Going on with adapter_name_or_path, the adapter's own unless it is set here.
+        lora_dropout: Option<f64> = None, LlamaFactory, rule BELOW_1, words "0, or the given adapter's";
         /// Modules to adapt: `all` (`all-linear`: every linear layer but the head), names (also `embed_tokens` and `lm_head`) as a
         /// list or with commas, or a regular expression for the whole path. Text is a regular expression if it holds anything but letters, digits, `_`, `.`, `-`, commas and spaces.
         lora_target: Targets = Targets::AllLinear, LlamaFactory, alias "target_modules";
@@ -210,13 +217,13 @@ run_config! {
         exclude_modules: Option<Targets> = None, Peft, rule NOT_ALL;
         /// Adapt only the layers with these indices.
         layers_to_transform: Option<Vec<u64>> = None, Peft;
-        /// Regular expressions for what stands before the layer's index in a path.
+        /// With layers_to_transform: regular expressions for what stands before the layer's index in a path.
         layers_pattern: Vec<String> = Vec::new(), Peft, words "the first index";
         /// Ranks that differ by module: names or regular expressions that end the module path; of several that match, the
         /// first in alphabetical order counts, as in PEFT's files.
-        rank_pattern: Vec<(String, u64)> = Vec::new(), Peft;
+        rank_pattern: Vec<(String, u64)> = Vec::new(), Peft, rule RANKS;
         /// Alphas that differ by module, like rank_pattern.
-        alpha_pattern: Vec<(String, f64)> = Vec::new(), Peft;
+        alpha_pattern: Vec<(String, f64)> = Vec::new(), Peft, rule ALPHAS;
         /// Scale by lora_alpha / √lora_rank instead.
         use_rslora: bool = false, LlamaFactory;
         /// How adapters start: `true` (uniform A, zero B), `gaussian`, `orthogonal`, `false` (both random), or from the base's
@@ -237,15 +244,16 @@ run_config! {
         modules_to_save: Vec<String> = Vec::new(), Peft, alias "additional_target";
         /// LoRA+: learning rate of B as a multiple of A's; 0 is off, 1 is plain LoRA.
         loraplus_lr_ratio: Option<f64> = None, LlamaFactory, rule NOT_NEGATIVE, words "off";
-        /// LoRA+: learning rate of adapters on embeddings.
+        /// LoRA+: learning rate of adapters on embeddings, of A and B as in PEFT (in LLaMA-Factory of B only).
         loraplus_lr_embedding: Option<f64> = None, LlamaFactory, rule NOT_NEGATIVE,
-            words "1e-6 with loraplus_lr_ratio above 1";
+            words "1e-6 with LoRA+ (a loraplus_lr_ratio other than 0 and 1)";
         /// NEFTune: α of the noise on the embeddings in training, ±α/√(length × hidden size); the paper uses 5 to 15.
         neftune_noise_alpha: Option<f64> = None, HuggingFace, rule NOT_NEGATIVE, words "off";
         /// The length in NEFTune's noise: each sequence's own (`per_sequence`, the paper's), or that of the batch's longest row
         /// (`per_batch`, Hugging Face's).
         neftune_scale: NeftuneScale = NeftuneScale::PerSequence, Loratune;
-        /// With `full`: train only parameters whose name matches one of these regular expressions from its start.
+        /// With `full`: train only parameters whose name matches one of these regular expressions from its start; whole
+        /// parameters, without Axolotl's row ranges.
         unfrozen_parameters: Vec<String> = Vec::new(), Axolotl, words "all";
         /// With `freeze`: how many layers to train, the last ones, or the first ones if negative.
         freeze_trainable_layers: Signed = Signed(2), LlamaFactory, rule NOT_ZERO;

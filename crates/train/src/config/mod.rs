@@ -11,6 +11,7 @@ mod field;
 mod keys;
 mod load;
 mod render;
+mod unused;
 mod validate;
 mod value;
 

@@ -5,7 +5,7 @@ use super::field::{Iterations, Limit, Resume, Steps, Targets};
 use super::keys::{KEYS, Key, RunConfig};
 use super::value::Value;
 use super::{BaseDtype, EvalStrategy, Finetuning, Loaded, SaveStrategy};
-use crate::schedule::{Schedule, ScheduleError, ScheduleKind};
+use crate::schedule::{Schedule, ScheduleError};
 use loratune_model::adapter::Init;
 
 impl RunConfig {
@@ -17,10 +17,17 @@ impl RunConfig {
         Schedule::new(self.lr_scheduler_type, &self.lr_scheduler_kwargs.0, self.learning_rate)
     }
 
-    /// Whether LoRA+ is on: a ratio of 0 is off, and one of 1 is plain LoRA unless embeddings have a rate of their own.
+    /// Whether LoRA+ is on, which only adapters know: a ratio of 0 is off, and one of 1 is plain LoRA unless embeddings have
+    /// a rate of their own.
     pub fn lora_plus(&self) -> bool {
         let embedding = self.loraplus_lr_embedding.is_some();
-        self.loraplus_lr_ratio.is_some_and(|ratio| ratio > 0.0 && (ratio != 1.0 || embedding))
+        self.finetuning_type == Finetuning::Lora
+            && self.loraplus_lr_ratio.is_some_and(|ratio| ratio > 0.0 && (ratio != 1.0 || embedding))
+    }
+
+    /// Whether new adapters are made, by this configuration's description of them.
+    pub(super) fn makes_adapters(&self) -> bool {
+        self.finetuning_type == Finetuning::Lora && self.adapter_name_or_path.is_none()
     }
 
     /// Warm-up steps in a run of `total` steps, from `warmup_steps` or `warmup_ratio`; a share is rounded up.
@@ -39,13 +46,15 @@ impl Loaded {
         self.check_required(file)?;
         self.check_evaluation()?;
         self.check_pissa_spelling()?;
+        // Before values are filled in: what is noted is what somebody wrote.
+        let unused = self.unused();
         self.resolve();
         self.check_best_model()?;
         self.check_method()?;
         self.check_data()?;
         self.check_output()?;
         self.check_schedule()?;
-        self.note_unused();
+        self.notes.extend(unused);
         Ok(())
     }
 
@@ -74,6 +83,9 @@ impl Loaded {
             };
             (c.pissa_init, c.pissa_iter) = (false, None);
             derived.push(("init_lora_weights", "from pissa_init"));
+        }
+        if c.makes_adapters() {
+            c.lora_dropout.get_or_insert(0.0);
         }
         if c.eval_steps.is_none() && c.eval_strategy == EvalStrategy::Steps {
             c.eval_steps = Some(c.logging_steps);
@@ -189,7 +201,7 @@ impl Loaded {
                 "it chooses among the weights that full fine-tuning trains; with lora, name whole modules in modules_to_save",
             );
         }
-        if c.lora_plus() && c.finetuning_type == Finetuning::Lora && c.learning_rate == 0.0 {
+        if c.lora_plus() && c.learning_rate == 0.0 {
             return self.conflict(
                 &["loraplus_lr_ratio", "learning_rate"],
                 "a multiple of a learning rate of 0 is 0; set learning_rate",
@@ -207,10 +219,40 @@ impl Loaded {
                 "adapters on frozen random weights learn nothing; use finetuning_type: full",
             );
         }
-        if matches!(c.lora_target, Targets::Regex(_)) && c.layers_to_transform.is_some() {
+        let whole = c.finetuning_type == Finetuning::Full && c.unfrozen_parameters.is_empty();
+        if c.train_from_scratch && !whole {
+            let key =
+                if c.finetuning_type == Finetuning::Full { "unfrozen_parameters" } else { "finetuning_type" };
             return self.conflict(
-                &["lora_target", "layers_to_transform"],
-                "a regular expression already says which layers; use names, or put the layers into the expression",
+                &["train_from_scratch", key],
+                "what is not trained would stay random numbers; train all weights (finetuning_type: full without \
+                 unfrozen_parameters)",
+            );
+        }
+        self.check_layers()
+    }
+
+    /// As PEFT does, of a new adapter.
+    fn check_layers(&self) -> Result<(), ConfigError> {
+        let c = &self.config;
+        if !c.makes_adapters() {
+            return Ok(());
+        }
+        for (key, set) in [
+            ("layers_to_transform", c.layers_to_transform.is_some()),
+            ("layers_pattern", !c.layers_pattern.is_empty()),
+        ] {
+            if set && matches!(c.lora_target, Targets::Regex(_)) {
+                return self.conflict(
+                    &["lora_target", key],
+                    "a regular expression already says which layers; use names, or put the layers into the expression",
+                );
+            }
+        }
+        if !c.layers_pattern.is_empty() && c.layers_to_transform.is_none() {
+            return self.conflict(
+                &["layers_pattern", "layers_to_transform"],
+                "it says where the layers' indices stand, but not which ones are meant; set layers_to_transform, or remove it",
             );
         }
         Ok(())
@@ -269,85 +311,6 @@ impl Loaded {
             Ok(_) => Ok(()),
             Err(e) => self.conflict(&["lr_scheduler_kwargs"], &e.to_string()),
         }
-    }
-
-    /// Keys that somebody wrote and that this run has no use for: allowed, so that one file serves several methods by
-    /// overrides, but said.
-    fn note_unused(&mut self) {
-        let c = &self.config;
-        let lora_only = [
-            "lora_rank",
-            "lora_alpha",
-            "lora_dropout",
-            "lora_target",
-            "exclude_modules",
-            "layers_to_transform",
-            "rank_pattern",
-            "alpha_pattern",
-            "use_rslora",
-            "init_lora_weights",
-            "layers_pattern",
-            "pissa_init",
-            "pissa_iter",
-            "pissa_convert",
-            "use_dora",
-            "bias",
-            "modules_to_save",
-        ];
-        let freeze = ["freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules"];
-        let lora_plus = ["loraplus_lr_ratio", "loraplus_lr_embedding"];
-        let mut unused: Vec<(&[&'static str], &str)> = Vec::new();
-        if c.finetuning_type != Finetuning::Lora {
-            let why = if c.finetuning_type == Finetuning::Full {
-                "finetuning_type is full"
-            } else {
-                "finetuning_type is freeze"
-            };
-            unused.push((&lora_only, why));
-            unused.push((&lora_plus, why));
-        } else if c.adapter_name_or_path.is_some() {
-            unused.push((&lora_only, "the adapter in adapter_name_or_path has its own"));
-        }
-        if c.finetuning_type != Finetuning::Freeze {
-            unused.push((&freeze, "finetuning_type is not freeze"));
-        }
-        if !c.lora_plus() {
-            unused.push((&["loraplus_lr_embedding"], "loraplus_lr_ratio is off"));
-        }
-        if !c.init_lora_weights.changes_base() {
-            unused.push((&["pissa_convert"], "init_lora_weights leaves the base as it is"));
-        }
-        if c.neftune_noise_alpha.is_none_or(|a| a == 0.0) {
-            unused.push((&["neftune_scale"], "neftune_noise_alpha is off"));
-        }
-        if c.eval_strategy == EvalStrategy::Epoch {
-            unused.push((&["eval_steps"], "eval_strategy is epoch"));
-        }
-        if c.save_strategy != SaveStrategy::Steps {
-            unused.push((&["save_steps"], "save_strategy is not steps"));
-        }
-        if c.lr_scheduler_type == ScheduleKind::Constant {
-            unused.push((
-                &["warmup_steps", "warmup_ratio"],
-                "lr_scheduler_type is constant; constant_with_warmup warms up",
-            ));
-        }
-        if c.max_steps.0.is_some() {
-            unused.push((&["num_train_epochs"], "max_steps sets the length"));
-        }
-        let mut notes = Vec::new();
-        for (keys, why) in unused {
-            for key in keys {
-                let origin = self.origin(key);
-                // A resolved configuration spells out every default; those need no remark.
-                let at_default =
-                    Key::find(key).is_none_or(|k| (k.get)(&self.config) == (k.get)(&RunConfig::default()));
-                if origin.is_explicit() && !at_default {
-                    notes.push(format!("{origin}: `{key}` is not used: {why}"));
-                }
-            }
-        }
-        self.notes.extend(notes);
     }
 
     fn entry(&self, key: &'static str) -> Entry {

@@ -6,6 +6,26 @@ use std::path::Path;
 use super::{ReportError, write_whole};
 use crate::config::Value;
 
+/// What lies in the folder.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// An adapter for the base.
+    #[default]
+    Adapter,
+    /// An adapter's raw factors, with the model that they belong on and the adapter before training in folders.
+    RawAdapter,
+    /// A model all of whose weights were trained.
+    Whole,
+    /// A model some of whose weights were trained.
+    Part,
+}
+
+impl Kind {
+    fn is_model(self) -> bool {
+        matches!(self, Kind::Whole | Kind::Part)
+    }
+}
+
 /// What the card says.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Card {
@@ -15,8 +35,8 @@ pub struct Card {
     pub base_model: String,
     /// Whether `base_model` is a hub id: only then may it stand in the card's metadata.
     pub base_is_on_hub: bool,
-    /// All weights were trained (no adapter).
-    pub full: bool,
+    /// What was made.
+    pub kind: Kind,
     /// The base was random: there is no base model.
     pub from_scratch: bool,
     /// The data sets as they were named.
@@ -85,7 +105,7 @@ impl Card {
         if self.base_is_on_hub && !self.from_scratch {
             let _ = writeln!(out, "base_model: {}", text(&self.base_model));
         }
-        let library = if self.full { "transformers" } else { "peft" };
+        let library = if self.kind.is_model() { "transformers" } else { "peft" };
         let _ = writeln!(out, "library_name: {library}\npipeline_tag: text-generation");
         if !self.hub_datasets.is_empty() {
             out.push_str("datasets:\n");
@@ -94,44 +114,65 @@ impl Card {
             }
         }
         out.push_str("tags:\n- loratune\n");
-        out.push_str(if self.full { "- full\n" } else { "- lora\n" });
+        out.push_str(match self.kind {
+            Kind::Adapter | Kind::RawAdapter => "- lora\n",
+            Kind::Whole => "- full\n",
+            Kind::Part => "- partial\n",
+        });
         out.push_str("---\n");
         out
     }
 
     fn summary(&self) -> String {
-        let what = match (self.from_scratch, self.full) {
+        let what = match (self.from_scratch, self.kind) {
             (true, _) => format!(
                 "A language model of the architecture of `{}`, trained from random weights",
                 self.base_model
             ),
-            (false, true) => format!("`{}`, fine-tuned in full", self.base_model),
-            (false, false) => format!("A LoRA adapter for `{}`", self.base_model),
+            (false, Kind::Whole) => format!("`{}`, fine-tuned in full", self.base_model),
+            (false, Kind::Part) => {
+                format!("`{}`, some of whose weights were fine-tuned,", self.base_model)
+            }
+            (false, Kind::Adapter) => format!("A LoRA adapter for `{}`", self.base_model),
+            (false, Kind::RawAdapter) => format!(
+                "A LoRA adapter for `{}` without what the adapter started from (`residual_model` in this folder)",
+                self.base_model
+            ),
         };
         let data: Vec<String> = self.datasets.iter().map(|d| format!("`{d}`")).collect();
         let on = if data.is_empty() { String::new() } else { format!(" on {}", data.join(", ")) };
-        let verb = if self.full || self.from_scratch { "" } else { ", trained" };
+        let verb = if self.kind.is_model() || self.from_scratch { "" } else { ", trained" };
         format!("{}{verb}{on} for {} steps ({:.2} epochs).", one_line(&what), self.steps, self.epochs)
     }
 
     fn usage(&self) -> String {
-        let base = python_str(&self.base_model);
-        if self.full {
+        if self.kind.is_model() {
             return "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
                 model = AutoModelForCausalLM.from_pretrained(\"path/to/this/folder\")\n\
                 tokenizer = AutoTokenizer.from_pretrained(\"path/to/this/folder\")\n```\n\n\
                 ```sh\nloratune generate --model path/to/this/folder --prompt \"…\"\n```\n"
                 .to_string();
         }
+        let raw = self.kind == Kind::RawAdapter;
+        let base = if raw { "path/to/this/folder/residual_model" } else { &self.base_model };
+        let convert = match raw {
+            true => {
+                "\nAs plain LoRA of twice the rank, for the model as it was:\n\n```sh\n\
+                 loratune convert --adapter path/to/this/folder --initial path/to/this/folder/initial_adapter \
+                 --output plain\n```\n"
+            }
+            false => "",
+        };
         format!(
             "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
-             base = AutoModelForCausalLM.from_pretrained({base})\n\
+             base = AutoModelForCausalLM.from_pretrained({})\n\
              model = PeftModel.from_pretrained(base, \"path/to/this/folder\")\n\
              tokenizer = AutoTokenizer.from_pretrained(\"path/to/this/folder\")\n```\n\n\
              ```sh\nloratune generate --model {} --adapter path/to/this/folder --prompt \"…\"\n\
-             loratune merge --model {} --adapter path/to/this/folder --output merged\n```\n",
-            shell_word(&self.base_model),
-            shell_word(&self.base_model),
+             loratune merge --model {} --adapter path/to/this/folder --output merged\n```\n{convert}",
+            python_str(base),
+            shell_word(base),
+            shell_word(base),
         )
     }
 }
