@@ -184,7 +184,7 @@ impl LoadedModel {
     /// If the tokenizer fails, or knows more tokens than the model.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let ids = encode_prompt(&*self.tokenizer as &dyn Text, text).map_err(anyhow::Error::msg)?;
-        let vocabulary = self.files.config.vocab_size;
+        let vocabulary = self.files.config.spec.vocab_size;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
             anyhow::bail!(
                 "{}: the tokenizer gave the id {id}, but the model's vocabulary has {vocabulary} rows (vocab_size): \

@@ -4,15 +4,17 @@ pub mod adapter;
 mod batch;
 pub mod decoder;
 mod error;
+pub mod families;
 pub mod files;
 pub mod generate;
 pub mod linalg;
 pub mod load;
 mod neftune;
+pub mod rope;
 mod spec;
 
 pub use batch::Batch;
 pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use neftune::{Neftune, NoiseLength};
-pub use spec::{DecoderSpec, MatrixKind, MatrixSpec, TensorSpec};
+pub use spec::*;

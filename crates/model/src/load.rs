@@ -5,29 +5,8 @@ use loratune_engine::{DType, Params, Tensor};
 use crate::decoder::{Decoder, Dtypes, RandomWeights, Trained, WeightSource};
 use crate::error::{Error, Result};
 use crate::files::atomic::write_atomically;
-use crate::files::{FileDType, ModelConfig, ModelFiles, TensorPlan};
+use crate::files::{FileDType, ModelFiles, TensorPlan};
 use crate::spec::DecoderSpec;
-
-/// The description of a model's decoder.
-pub fn spec(config: &ModelConfig) -> DecoderSpec {
-    DecoderSpec {
-        vocab_size: config.vocab_size,
-        hidden_size: config.hidden_size,
-        intermediate_size: config.intermediate_size,
-        num_layers: config.num_hidden_layers,
-        num_heads: config.num_attention_heads,
-        num_kv_heads: config.num_key_value_heads,
-        head_dim: config.head_dim,
-        norm_eps: config.rms_norm_eps,
-        rope_theta: config.rope_theta,
-        max_positions: config.max_position_embeddings,
-        tied_head: config.tie_word_embeddings,
-        embedding_scale: 1.0,
-        attention_bias: config.attention_bias,
-        mlp_bias: config.mlp_bias,
-        initializer_range: config.initializer_range,
-    }
-}
 
 impl WeightSource for ModelFiles {
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
@@ -47,9 +26,9 @@ pub fn decoder(
     params: &mut Params,
     trained: &Trained,
 ) -> Result<Decoder> {
-    let spec = spec(&files.config);
-    check_names(files, &spec)?;
-    Decoder::build(&spec, files, dtypes, params, trained)
+    let spec = &files.config.spec;
+    check_names(files, spec)?;
+    Decoder::build(spec, files, dtypes, params, trained)
 }
 
 /// A decoder of the same configuration with random weights.
@@ -60,20 +39,20 @@ pub fn random_decoder(
     params: &mut Params,
     trained: &Trained,
 ) -> Result<Decoder> {
-    let spec = spec(&files.config);
+    let spec = &files.config.spec;
     let weights = RandomWeights { seed, std: spec.initializer_range };
-    Decoder::build(&spec, &weights, dtypes, params, trained)
+    Decoder::build(spec, &weights, dtypes, params, trained)
 }
 
 fn check_names(files: &ModelFiles, spec: &DecoderSpec) -> Result<()> {
     // Before the tensors are enumerated: a layer that is not in the files is not worth a name.
     let names = files.tensors.names();
-    if names.len() < spec.num_layers {
+    if names.len() < spec.num_layers() {
         return Err(Error::Invalid(format!(
             "{}: num_hidden_layers is {}, but the weights are only {} tensors, fewer than layers: the configuration is \
              of another model, or the weights are incomplete",
             files.path.display(),
-            spec.num_layers,
+            spec.num_layers(),
             names.len()
         )));
     }
@@ -136,7 +115,7 @@ pub fn write_model(
 ) -> Result<()> {
     use std::io::Write;
 
-    let mut spec = spec(&files.config);
+    let mut spec = files.config.spec.clone();
     spec.tied_head &= !untied;
     let plan: Vec<TensorPlan> =
         spec.tensors().into_iter().map(|t| TensorPlan { name: t.name, dtype, shape: t.shape }).collect();

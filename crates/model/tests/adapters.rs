@@ -77,7 +77,7 @@ struct Model {
 
 fn attach(files: &ModelFiles, spec: &AdapterSpec, start: Start<'_>) -> Result<Model, loratune_model::Error> {
     let mut params = Params::new();
-    let trained = spec.trained(&load::spec(&files.config))?;
+    let trained = spec.trained(&files.config.spec)?;
     let mut decoder = load::decoder(files, Dtypes::both(DType::F32), &mut params, &trained)?;
     let attached = adapter::attach(&mut decoder, &mut params, spec, start, files)?;
     Ok(Model { decoder, params, attached })
@@ -234,7 +234,7 @@ fn merging_keeps_the_logits_and_unmerging_gives_the_base_back() {
                 adapter::merge(&merged, &files, decoder, params, Some(attached), FileDType::F32).unwrap();
             let merged_files = ModelFiles::open(&merged).unwrap();
             let untied = name == "tied-bf16" && decoder.is_untied();
-            assert_eq!(merged_files.config.tie_word_embeddings, name == "tied-bf16" && !untied);
+            assert_eq!(merged_files.config.spec.tied_head, name == "tied-bf16" && !untied);
             let mut none = Params::new();
             let dtypes = Dtypes::both(DType::F32);
             let plain = load::decoder(&merged_files, dtypes, &mut none, &Default::default()).unwrap();
@@ -253,7 +253,7 @@ fn merging_keeps_the_logits_and_unmerging_gives_the_base_back() {
             let out = folder(dir.path(), "base");
             adapter::unmerge(&out, &merged_files, decoder, params, attached, &norms, FileDType::F32).unwrap();
             let base = ModelFiles::open(&out).unwrap();
-            for tensor in load::spec(&files.config).tensors() {
+            for tensor in files.config.spec.tensors() {
                 let (a, b) = (load::read_f32(&base, &tensor.name), load::read_f32(&files, &tensor.name));
                 let error = far(&a.unwrap().to_f64_vec(), &b.unwrap().to_f64_vec());
                 assert!(error < 1e-5, "{name}, {spec:?}: {} is {error:e} off", tensor.name);
@@ -401,7 +401,7 @@ fn tensors_that_are_missing_or_left_over_are_named() {
     let text = attach(&files, &plain, Start::Saved(&tensors)).err().unwrap().to_string();
     assert!(text.contains("lora_magnitude_vector"), "{text}");
     let text = AdapterSpec { modules_to_save: vec!["lm_haed".into()], ..spec }
-        .trained(&load::spec(&files.config))
+        .trained(&files.config.spec)
         .unwrap_err()
         .to_string();
     assert!(text.contains("did you mean 'lm_head'?"), "{text}");
@@ -472,7 +472,7 @@ fn what_peft_writes_beside_saved_modules_and_names_that_no_module_has_are_no_obs
     tensors.remove("base_model.model.lm_head.weight");
     let back = attach(&files, &again, Start::Saved(&tensors)).unwrap();
     assert_eq!(back.logits(), model.logits());
-    assert!(again.check(&load::spec(&files.config)).unwrap_err().to_string().contains("query_key_value"));
+    assert!(again.check(&files.config.spec).unwrap_err().to_string().contains("query_key_value"));
 }
 
 #[test]

@@ -68,7 +68,7 @@ struct Model {
 impl Model {
     fn attach(files: &ModelFiles, spec: &AdapterSpec, start: Start<'_>) -> Model {
         let mut params = Params::new();
-        let trained = spec.trained(&load::spec(&files.config)).unwrap();
+        let trained = spec.trained(&files.config.spec).unwrap();
         let mut decoder = load::decoder(files, Dtypes::both(DType::F32), &mut params, &trained).unwrap();
         let attached = adapter::attach(&mut decoder, &mut params, spec, start, files).unwrap();
         Model { decoder, params, attached }
@@ -287,7 +287,7 @@ fn changes(files: &ModelFiles, model: &Model) -> BTreeMap<String, Tensor> {
     adapted
         .map(|path| {
             let name = format!("{path}.weight");
-            let tied = files.config.tie_word_embeddings && path == "lm_head";
+            let tied = files.config.spec.tied_head && path == "lm_head";
             let base = if tied { "model.embed_tokens.weight".to_string() } else { name.clone() };
             let mut change = load::read_f32(files, &base).unwrap().to_dtype(DType::F64);
             change.scale_assign(-1.0);
@@ -355,7 +355,7 @@ fn the_rank_that_an_adapter_has_loses_nothing() {
             let trained = Model::fresh(&files, &spec).moved();
             let adapter = trained.saved(Form::Plain);
             // DoRA changes W by a matrix of full rank.
-            let rank = if spec.use_dora { files.config.hidden_size } else { 8 };
+            let rank = if spec.use_dora { files.config.spec.hidden_size } else { 8 };
             let (low, loss) = convert::lowrank(&adapter, &files, rank, Decomposition::Auto).unwrap();
             assert!(loss.error < 1e-6, "{model}, {spec:?}: {loss:?}");
             let error = far(&Model::of(&files, &again(low)).logits(), &trained.logits());

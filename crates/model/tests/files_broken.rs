@@ -297,12 +297,18 @@ fn configuration_fields_that_cannot_be_obeyed_are_refused_by_name() {
     let cases: Vec<(&str, Value)> = vec![
         ("architectures", json!(["MambaForCausalLM"])),
         ("model_type", json!("qwen2")),
-        ("hidden_act", json!("gelu")),
+        ("hidden_act", json!("relu")),
         ("pretraining_tp", json!(2)),
         ("quantization_config", json!({"bits": 4})),
         ("rope_parameters", json!({"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0})),
         ("rope_parameters", json!({"rope_type": "default", "rope_theta": -1})),
-        ("rope_scaling", json!({"type": "linear", "factor": 2.0})),
+        ("rope_scaling", json!({"type": "linear"})),
+        ("rope_scaling", json!({"type": "exotic", "factor": 2.0})),
+        ("rope_scaling", json!({"type": "linear", "factor": 2.0, "more": 1})),
+        ("rope_scaling", json!({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]})),
+        ("layer_types", json!(["full_attention"])),
+        ("layer_types", json!(["sliding_attention", "sliding_attention"])),
+        ("partial_rotary_factor", json!(0.3)),
         ("sliding_window", json!(4096)),
         ("attention_dropout", json!(0.1)),
         ("auto_map", json!({"AutoModel": "x.Y"})),
@@ -388,11 +394,11 @@ fn configurations_of_older_transformers_and_harmless_fields_are_read() {
         }
     })
     .unwrap();
-    assert_eq!((c.rope_theta, c.head_dim, c.num_key_value_heads), (500000.0, 8, 4));
+    assert_eq!((c.spec.ropes[0].theta, c.spec.head_dim, c.spec.num_kv_heads), (500000.0, 8, 4));
     assert_eq!((c.bos_token_ids, c.pad_token_id), (vec![3, 4], None));
     assert_eq!(c.dtype, Some(loratune_model::files::FileDType::BF16));
     let c = config(|c| drop(c.remove("architectures"))).unwrap();
-    assert_eq!(c.architecture.class_name(), "LlamaForCausalLM");
+    assert_eq!(c.family.class, "LlamaForCausalLM");
 }
 
 #[test]

@@ -35,12 +35,9 @@ fn smollm2_tokenises_hard_strings_as_its_own_tokenizer_does() {
 #[test]
 fn smollm2_weights_are_all_there_and_finite() {
     let Some(model) = model() else { return };
-    let c = &model.config;
-    assert_eq!(
-        (c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads),
-        (576, 30, 9, 3)
-    );
-    assert_eq!((c.rope_theta, c.rms_norm_eps, c.tie_word_embeddings), (100_000.0, 1e-5, true));
+    let s = &model.config.spec;
+    assert_eq!((s.hidden_size, s.num_layers(), s.num_heads, s.num_kv_heads), (576, 30, 9, 3));
+    assert_eq!((s.ropes[0].theta, s.norm.eps, s.tied_head), (100_000.0, 1e-5, true));
     let names = model.tensors.names();
     assert_eq!(names.len(), 272);
     for name in names {

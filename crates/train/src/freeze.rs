@@ -59,7 +59,7 @@ fn has_row_range(text: &str) -> bool {
 
 /// LLaMA-Factory's choice: modules of the last (or, if negative, the first) layers, and modules outside the layers.
 fn by_layer(config: &RunConfig, model: &DecoderSpec, names: &[String]) -> Result<BTreeSet<String>> {
-    let (layers, wanted) = (model.num_layers, config.freeze_trainable_layers.0);
+    let (layers, wanted) = (model.num_layers(), config.freeze_trainable_layers.0);
     let count = usize::try_from(wanted.unsigned_abs()).unwrap_or(usize::MAX);
     if count > layers {
         return Err(Error::Invalid(format!(

@@ -90,7 +90,7 @@ impl TrainedModel {
         checkpoint: Option<&Path>,
     ) -> Result<TrainedModel> {
         let mut params = Params::new();
-        let model = load::spec(&files.config);
+        let model = files.config.spec.clone();
         let (spec, saved) = match (config.finetuning_type, &config.adapter_name_or_path) {
             (Finetuning::Lora, Some(path)) => {
                 let (saved, tensors) = peft::read_adapter(Path::new(path))?;

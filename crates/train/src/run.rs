@@ -140,7 +140,7 @@ pub fn check_fits(
     eval: &[loratune_data::Example],
     files: &ModelFiles,
 ) -> Result<()> {
-    let (context, vocabulary) = (files.config.max_position_embeddings, files.config.vocab_size);
+    let (context, vocabulary) = (files.config.spec.max_positions, files.config.spec.vocab_size);
     for example in train.iter().chain(eval) {
         if example.input_ids.len() > context {
             return Err(Error::Misfit(format!(

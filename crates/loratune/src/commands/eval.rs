@@ -75,7 +75,7 @@ fn examples(args: &EvalArgs, model: &Base) -> Result<(Vec<Example>, Vec<String>)
     let spec = DatasetSpec { train: args.dataset.iter().map(source).collect(), ..DatasetSpec::default() };
     let options = EncodeOptions {
         template: args.template.clone(),
-        cutoff_len: Some(args.cutoff_len.unwrap_or(model.files.config.max_position_embeddings)),
+        cutoff_len: Some(args.cutoff_len.unwrap_or(model.files.config.spec.max_positions)),
         ..EncodeOptions::default()
     };
     let data = load_examples(&spec, &*model.tokenizer, &options)?;

@@ -40,7 +40,7 @@ pub fn run(args: &InspectArgs, global: &Global) -> Result<()> {
 fn model(args: &InspectArgs) -> Result<()> {
     let files = ModelFiles::open(&args.path)?;
     let tokenizer = files.tokenizer();
-    let spec = load::spec(&files.config);
+    let spec = &files.config.spec;
     let mut types: BTreeMap<FileDType, (usize, u64)> = BTreeMap::new();
     for info in files.tensors.names().into_iter().filter_map(|n| files.tensors.info(n)) {
         let entry = types.entry(info.dtype).or_default();
@@ -49,7 +49,6 @@ fn model(args: &InspectArgs) -> Result<()> {
     }
     let stored: u64 = types.values().map(|t| t.1).sum();
     let parameters = spec.parameters();
-    let c = &files.config;
     let kind = if files.is_gguf() { "GGUF file" } else { "Hugging Face folder" };
     if args.json {
         let types: serde_json::Map<String, Value> = types
@@ -58,9 +57,9 @@ fn model(args: &InspectArgs) -> Result<()> {
             .collect();
         output::json(&json!({
             "kind": "model", "path": files.path.display().to_string(), "format": kind,
-            "architecture": c.architecture.class_name(), "parameters": parameters, "config": files.raw_config,
+            "architecture": files.config.family.class, "parameters": parameters, "config": files.raw_config,
             "stored": types, "memory_bytes": {"f32": parameters * 4, "bf16": parameters * 2},
-            "context": c.max_position_embeddings,
+            "context": spec.max_positions,
             "tokenizer": tokenizer.as_ref().map_or_else(|e| json!({"error": e.to_string()}), tokenizer_json),
         }))?;
         return Ok(());
@@ -69,25 +68,25 @@ fn model(args: &InspectArgs) -> Result<()> {
         .iter()
         .map(|(t, (n, _))| format!("{} ({n} tensor{})", t.name(), if *n == 1 { "" } else { "s" }))
         .collect();
-    let tied = if c.tie_word_embeddings { ", head tied to the embedding" } else { "" };
+    let tied = if spec.tied_head { ", head tied to the embedding" } else { "" };
     let mut out = field("model", format!("{}, {kind}", files.path.display()));
-    out += &field("architecture", c.architecture.class_name());
+    out += &field("architecture", files.config.family.class);
     out += &field(
         "sizes",
         format!(
             "{} layers, hidden {}, feed-forward {}",
-            c.num_hidden_layers, c.hidden_size, c.intermediate_size
+            spec.num_layers(), spec.hidden_size, spec.intermediate_size
         ),
     );
     out += &field(
         "attention",
         format!(
             "{} heads of {}, {} for keys and values",
-            c.num_attention_heads, c.head_dim, c.num_key_value_heads
+            spec.num_heads, spec.head_dim, spec.num_kv_heads
         ),
     );
-    out += &field("vocabulary", format!("{}{tied}", thousands(c.vocab_size as u64)));
-    out += &field("context", format!("{} tokens", thousands(c.max_position_embeddings as u64)));
+    out += &field("vocabulary", format!("{}{tied}", thousands(spec.vocab_size as u64)));
+    out += &field("context", format!("{} tokens", thousands(spec.max_positions as u64)));
     out += &field("parameters", thousands(parameters as u64));
     out += &field("stored as", format!("{}, {}", stored_as.join(", "), bytes(stored)));
     let memory = |size: usize| bytes((parameters * size) as u64);

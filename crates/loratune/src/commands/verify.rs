@@ -16,7 +16,7 @@ const LENGTH: usize = 64;
 
 /// Always the same token ids for a vocabulary: a fixed walk through it.
 pub fn sequences(config: &ModelConfig) -> Vec<Vec<u32>> {
-    let (length, vocabulary) = (LENGTH.min(config.max_position_embeddings), config.vocab_size);
+    let (length, vocabulary) = (LENGTH.min(config.spec.max_positions), config.spec.vocab_size);
     let mut state = 1u64;
     let mut next = || {
         // Knuth's MMIX generator; any would do, as long as it stays the same.

@@ -121,7 +121,7 @@ pub fn merge(
 
 /// A tensor of the base in f32: what came with the adapter, or the files'.
 fn read_base(files: &ModelFiles, attached: Option<&Attached>, name: &str) -> Result<Tensor> {
-    let stored = stored_name(name, files.config.tie_word_embeddings);
+    let stored = stored_name(name, files.config.spec.tied_head);
     let replaced = attached.and_then(|a| a.replaced.get(name).or(a.replaced.get(&stored)));
     match replaced {
         Some(tensor) => Ok(tensor.clone()),
@@ -140,7 +140,7 @@ pub fn write_residual(
 ) -> Result<()> {
     let scalings: HashMap<&str, f64> =
         decoder.matrices().filter_map(|m| Some((m.path.as_str(), m.adapter.as_ref()?.scaling))).collect();
-    let untied = attached.taken.contains_key(HEAD) && files.config.tie_word_embeddings;
+    let untied = attached.taken.contains_key(HEAD) && files.config.spec.tied_head;
     load::write_model(dir, files, dtype, untied, |name| {
         let mut w = read_base(files, Some(attached), name)?;
         let path = name.strip_suffix(".weight").unwrap_or(name);

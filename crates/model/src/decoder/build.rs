@@ -7,9 +7,9 @@ use loratune_engine::rng::Key;
 use loratune_engine::{DType, FrozenWeight, Params, Tensor, Weight};
 use rayon::prelude::*;
 
-use super::{Block, Decoder, Matrix, Norm};
+use super::{Block, Decoder, Matrix, Norm, Part};
 use crate::error::{Error, Result};
-use crate::spec::{DecoderSpec, EMBEDDING, HEAD, MatrixKind};
+use crate::spec::{DecoderSpec, EMBEDDING, HEAD, LinearShape, MatrixKind};
 
 /// Where a decoder's weights come from.
 pub trait WeightSource: Sync {
@@ -122,7 +122,8 @@ impl Builder<'_> {
         Ok(self.table(HEAD, MatrixKind::Head, weight, embedding.shape))
     }
 
-    fn linear(&mut self, path: String, out: usize, input: usize, bias: bool) -> Result<Matrix> {
+    fn linear(&mut self, layer: usize, (name, out, input, bias): LinearShape) -> Result<Matrix> {
+        let path = format!("model.layers.{layer}.{name}");
         let weight = self.weight(format!("{path}.weight"), &[out, input])?;
         let bias = match bias {
             true => Some(self.weight(format!("{path}.bias"), &[out])?),
@@ -131,26 +132,38 @@ impl Builder<'_> {
         Ok(Matrix { path, kind: MatrixKind::Linear, weight, bias, shape: [out, input], adapter: None })
     }
 
+    fn linears(&mut self, layer: usize, shapes: Vec<LinearShape>) -> Result<Vec<Matrix>> {
+        shapes.into_iter().map(|shape| self.linear(layer, shape)).collect()
+    }
+
     fn norm(&mut self, path: String, size: usize) -> Result<Norm> {
         let weight = self.weight(format!("{path}.weight"), &[size])?;
         Ok(Norm { path, weight })
     }
 
     fn block(&mut self, spec: &DecoderSpec, layer: usize) -> Result<Block> {
-        let p = format!("model.layers.{layer}");
-        let (h, m) = (spec.hidden_size, spec.intermediate_size);
-        let (q, kv) = (spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim);
-        let (ab, mb) = (spec.attention_bias, spec.mlp_bias);
+        let path = |name: &str| format!("model.layers.{layer}.{name}");
+        let [before, after, mlp_before, mlp_after] = spec.norms.names();
+        let norm = |b: &mut Self, name: Option<&str>| {
+            name.map(|n| b.norm(path(n), spec.hidden_size)).transpose()
+        };
         Ok(Block {
-            input_norm: self.norm(format!("{p}.input_layernorm"), h)?,
-            q: self.linear(format!("{p}.self_attn.q_proj"), q, h, ab)?,
-            k: self.linear(format!("{p}.self_attn.k_proj"), kv, h, ab)?,
-            v: self.linear(format!("{p}.self_attn.v_proj"), kv, h, ab)?,
-            o: self.linear(format!("{p}.self_attn.o_proj"), h, q, ab)?,
-            post_norm: self.norm(format!("{p}.post_attention_layernorm"), h)?,
-            gate: self.linear(format!("{p}.mlp.gate_proj"), m, h, mb)?,
-            up: self.linear(format!("{p}.mlp.up_proj"), m, h, mb)?,
-            down: self.linear(format!("{p}.mlp.down_proj"), h, m, mb)?,
+            attention_norm: norm(self, before)?,
+            attention_inputs: self.linears(layer, spec.attention_inputs())?,
+            qk_norms: match spec.qk_norm_sizes() {
+                Some([q, k]) => Some([
+                    self.norm(path("self_attn.q_norm"), q)?,
+                    self.norm(path("self_attn.k_norm"), k)?,
+                ]),
+                None => None,
+            },
+            attention_output: self.linear(layer, spec.attention_output())?,
+            attention_output_norm: norm(self, after)?,
+            mlp_norm: norm(self, mlp_before)?,
+            mlp_inputs: self.linears(layer, spec.mlp_inputs())?,
+            mlp_output: self.linear(layer, spec.mlp_output())?,
+            mlp_output_norm: norm(self, mlp_after)?,
+            spec: spec.layers[layer],
         })
     }
 }
@@ -179,15 +192,12 @@ impl Decoder {
             take(format!("{}.weight", n.path), &mut n.weight)
         };
         take_matrix(&mut take, &mut decoder.embedding)?;
-        for b in &mut decoder.blocks {
-            take_norm(&mut take, &mut b.input_norm)?;
-            for matrix in [&mut b.q, &mut b.k, &mut b.v, &mut b.o] {
-                take_matrix(&mut take, matrix)?;
-            }
-            take_norm(&mut take, &mut b.post_norm)?;
-            for matrix in [&mut b.gate, &mut b.up, &mut b.down] {
-                take_matrix(&mut take, matrix)?;
-            }
+        for block in &mut decoder.blocks {
+            // In the order in which a block is built.
+            block.each(&mut |part| match part {
+                Part::Matrix(matrix) => take_matrix(&mut take, matrix),
+                Part::Norm(norm) => take_norm(&mut take, norm),
+            })?;
         }
         take_norm(&mut take, &mut decoder.norm)?;
         if untied {
@@ -209,10 +219,10 @@ impl Decoder {
         params: &mut Params,
         trained: &Trained,
     ) -> Result<Decoder> {
-        if spec.num_layers == 0 || !spec.head_dim.is_multiple_of(2) {
+        if spec.num_layers() == 0 || !spec.head_dim.is_multiple_of(2) {
             return Err(Error::Invalid(format!(
                 "a decoder of {} layers with heads of {} can't be built: at least one layer and an even head size",
-                spec.num_layers, spec.head_dim
+                spec.num_layers(), spec.head_dim
             )));
         }
         let mut b = Builder { source, params, trained, dtypes };
@@ -220,12 +230,12 @@ impl Decoder {
         let weight = b.weight(format!("{EMBEDDING}.weight"), &table)?;
         let embedding = b.table(EMBEDDING, MatrixKind::Embedding, weight, table);
         Ok(Decoder {
-            blocks: (0..spec.num_layers).map(|i| b.block(spec, i)).collect::<Result<_>>()?,
+            blocks: (0..spec.num_layers()).map(|i| b.block(spec, i)).collect::<Result<_>>()?,
             norm: b.norm("model.norm".into(), spec.hidden_size)?,
             head: b.head(spec, &embedding)?,
             embedding,
             neftune: None,
-            rope: Mutex::new(std::sync::Arc::new(loratune_engine::ops::RopeTable::new(&[], 0, 1.0))),
+            ropes: Mutex::new(vec![None; spec.ropes.len()]),
             spec: spec.clone(),
             dtype: dtypes.activations,
         })

@@ -40,7 +40,7 @@ impl Sequences {
 impl Decoder {
     /// Room for `n` sequences, all empty.
     pub fn sequences(&self, n: usize) -> Sequences {
-        let layers = (0..self.spec.num_layers).map(|_| vec![KvCache::default(); n]).collect();
+        let layers = (0..self.spec.num_layers()).map(|_| vec![KvCache::default(); n]).collect();
         Sequences { layers, lengths: vec![0; n], active: Vec::new() }
     }
 

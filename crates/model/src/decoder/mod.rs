@@ -1,22 +1,23 @@
 //! The decoder: embedding, blocks of attention and gated feed-forward, final norm, head.
 
+mod block;
 mod build;
 mod cache;
 
 use std::sync::{Arc, Mutex};
 
-use loratune_engine::ops::{
-    self, Activation, AttentionConfig, Logits, Lora, LossOutput, RmsNorm, RopeTable, RowNorm,
-};
+use loratune_engine::ops::{self, AttentionConfig, Lora, LossOutput, RmsNorm, RopeTable, RowNorm};
 use loratune_engine::{DType, FrozenWeight, Mode, Params, Tape, Tensor, Var, Weight};
 
+use block::Pass;
 pub use build::{Dtypes, RandomWeights, Trained, WeightSource};
 pub use cache::Sequences;
 
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::neftune::Neftune;
-use crate::spec::{DecoderSpec, MatrixKind};
+use crate::rope::RopeSpec;
+use crate::spec::{DecoderSpec, LayerSpec, MatrixKind};
 
 /// A weight matrix at a module path such as `model.layers.0.self_attn.q_proj`: what an adapter can be put on.
 #[derive(Clone, Debug)]
@@ -53,15 +54,55 @@ struct Norm {
 
 #[derive(Clone, Debug)]
 struct Block {
-    input_norm: Norm,
-    q: Matrix,
-    k: Matrix,
-    v: Matrix,
-    o: Matrix,
-    post_norm: Norm,
-    gate: Matrix,
-    up: Matrix,
-    down: Matrix,
+    attention_norm: Option<Norm>,
+    /// q, k and v, or all in one.
+    attention_inputs: Vec<Matrix>,
+    qk_norms: Option<[Norm; 2]>,
+    attention_output: Matrix,
+    attention_output_norm: Option<Norm>,
+    mlp_norm: Option<Norm>,
+    /// Gate and up, or both in one.
+    mlp_inputs: Vec<Matrix>,
+    mlp_output: Matrix,
+    mlp_output_norm: Option<Norm>,
+    spec: LayerSpec,
+}
+
+/// A block's part that has weights.
+enum Part<'a> {
+    Matrix(&'a mut Matrix),
+    Norm(&'a mut Norm),
+}
+
+impl Block {
+    /// Visits every part in the order in which a block is built.
+    fn each(&mut self, visit: &mut dyn FnMut(Part<'_>) -> Result<()>) -> Result<()> {
+        let norms = |norms: Option<&mut Norm>, visit: &mut dyn FnMut(Part<'_>) -> Result<()>| {
+            norms.map_or(Ok(()), |n| visit(Part::Norm(n)))
+        };
+        norms(self.attention_norm.as_mut(), visit)?;
+        self.attention_inputs.iter_mut().try_for_each(|m| visit(Part::Matrix(m)))?;
+        if let Some([q, k]) = &mut self.qk_norms {
+            visit(Part::Norm(q))?;
+            visit(Part::Norm(k))?;
+        }
+        visit(Part::Matrix(&mut self.attention_output))?;
+        norms(self.attention_output_norm.as_mut(), visit)?;
+        norms(self.mlp_norm.as_mut(), visit)?;
+        self.mlp_inputs.iter_mut().try_for_each(|m| visit(Part::Matrix(m)))?;
+        visit(Part::Matrix(&mut self.mlp_output))?;
+        norms(self.mlp_output_norm.as_mut(), visit)
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let attention = self.attention_inputs.iter().chain([&self.attention_output]);
+        attention.chain(&self.mlp_inputs).chain([&self.mlp_output])
+    }
+
+    fn matrices_mut(&mut self) -> impl Iterator<Item = &mut Matrix> {
+        let attention = self.attention_inputs.iter_mut().chain([&mut self.attention_output]);
+        attention.chain(&mut self.mlp_inputs).chain([&mut self.mlp_output])
+    }
 }
 
 /// A causal language model. Its trainable weights live in the [`Params`] that it was built with. A clone shares the frozen
@@ -78,7 +119,8 @@ pub struct Decoder {
     head: Matrix,
     /// Noise on the embeddings in training passes.
     neftune: Option<Neftune>,
-    rope: Mutex<Arc<RopeTable>>,
+    /// By rotary embedding: which frequencies the table is of, and the table.
+    ropes: Mutex<Vec<Option<(usize, Arc<RopeTable>)>>>,
 }
 
 impl Clone for Decoder {
@@ -91,7 +133,7 @@ impl Clone for Decoder {
             norm: self.norm.clone(),
             head: self.head.clone(),
             neftune: self.neftune,
-            rope: Mutex::new(self.rope.lock().unwrap_or_else(|e| e.into_inner()).clone()),
+            ropes: Mutex::new(self.ropes.lock().unwrap_or_else(|e| e.into_inner()).clone()),
         }
     }
 }
@@ -120,46 +162,49 @@ impl Decoder {
         })
     }
 
-    fn attention_config(&self) -> AttentionConfig {
+    fn attention_config(&self, layer: &LayerSpec) -> AttentionConfig {
         AttentionConfig {
             heads: self.spec.num_heads,
             kv_heads: self.spec.num_kv_heads,
             head_dim: self.spec.head_dim,
-            scale: (self.spec.head_dim as f64).powf(-0.5),
-            window: None,
-            softcap: None,
+            scale: self.spec.attention.scale,
+            softcap: self.spec.attention.softcap,
+            window: layer.window,
         }
     }
 
-    fn norm_config(&self) -> RmsNorm {
-        RmsNorm { eps: self.spec.norm_eps, offset: 0.0 }
-    }
-
-    /// The rotation table for positions below `needed`, grown when a longer sequence comes.
-    fn rope_table(&self, needed: usize) -> Result<Arc<RopeTable>> {
-        if needed > self.spec.max_positions {
-            return Err(Error::ContextLength { length: needed, max: self.spec.max_positions });
+    /// The rotation tables for a pass whose longest sequence has `longest` tokens, made anew when a longer one comes or
+    /// one of other frequencies.
+    fn rope_tables(&self, longest: usize) -> Result<Vec<Arc<RopeTable>>> {
+        let max = self.spec.max_positions;
+        if longest > max {
+            return Err(Error::ContextLength { length: longest, max });
         }
-        let mut table = self.rope.lock().unwrap_or_else(|e| e.into_inner());
-        if table.positions() < needed {
-            let positions = needed.next_power_of_two().max(512).min(self.spec.max_positions);
-            let frequencies = RopeTable::default_frequencies(self.spec.head_dim, self.spec.rope_theta);
-            *table = Arc::new(RopeTable::new(&frequencies, positions, 1.0));
-        }
-        Ok(table.clone())
+        let mut cached = self.ropes.lock().unwrap_or_else(|e| e.into_inner());
+        let table = |(rope, cached): (&RopeSpec, &mut Option<(usize, Arc<RopeTable>)>)| {
+            let regime = rope.regime(longest);
+            match cached {
+                Some((known, table)) if *known == regime && table.positions() >= longest => table.clone(),
+                _ => {
+                    let positions = longest.next_power_of_two().max(512).min(max);
+                    let (frequencies, scale) = rope.frequencies(longest);
+                    let table = Arc::new(RopeTable::new(&frequencies, positions, scale));
+                    *cached = Some((regime, table.clone()));
+                    table
+                }
+            }
+        };
+        Ok(self.spec.ropes.iter().zip(cached.iter_mut()).map(table).collect())
     }
 
     /// Every weight matrix in the order of the forward pass, the embedding first and the head last.
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
-        let blocks = self.blocks.iter().flat_map(|b| [&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down]);
+        let blocks = self.blocks.iter().flat_map(Block::matrices);
         [&self.embedding].into_iter().chain(blocks).chain([&self.head])
     }
 
     pub fn matrices_mut(&mut self) -> impl Iterator<Item = &mut Matrix> {
-        let blocks = self
-            .blocks
-            .iter_mut()
-            .flat_map(|b| [&mut b.q, &mut b.k, &mut b.v, &mut b.o, &mut b.gate, &mut b.up, &mut b.down]);
+        let blocks = self.blocks.iter_mut().flat_map(Block::matrices_mut);
         [&mut self.embedding].into_iter().chain(blocks).chain([&mut self.head])
     }
 
@@ -200,7 +245,7 @@ impl Decoder {
         mut probe: Option<Probe<'_>>,
     ) -> Result<Var> {
         let longest = batch.positions.iter().max().map_or(0, |&p| p as usize + 1);
-        let rope = self.rope_table(longest)?;
+        let ropes = self.rope_tables(longest)?;
         let mut see = |name: &str, v: &Var| {
             if let Some(p) = probe.as_mut() {
                 p(name, v.value());
@@ -208,66 +253,26 @@ impl Decoder {
         };
         let table = &self.embedding;
         let scale = self.spec.embedding_scale;
+        let (adapter, padding) = (table.adapter.as_ref(), self.spec.padding);
         let mut x =
-            ops::embedding(tape, &batch.ids, &table.weight, table.adapter.as_ref(), scale, self.dtype)?;
+            ops::embedding(tape, &batch.ids, &table.weight, adapter, scale, padding, self.dtype)?;
         if let Some(neftune) = &self.neftune {
             x = ops::uniform_noise(tape, &x, &neftune.magnitudes(batch, self.spec.hidden_size, scale))?;
         }
         see("model.embed_tokens", &x);
         for (i, block) in self.blocks.iter().enumerate() {
             let caches = sequences.as_deref_mut().map(|s| s.layer(i));
-            x = self.block(tape, block, x, batch, &rope, caches, &mut see)?;
+            let rope = block.spec.rope.map(|r| &ropes[r]);
+            let mut pass = Pass { decoder: self, tape, batch, see: &mut see };
+            x = pass.block(block, x, rope, caches)?;
         }
         let y = ops::rms_norm(tape, &x, &self.norm.weight, self.norm_config())?;
         see(&self.norm.path, &y);
         Ok(y)
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn block(
-        &self,
-        tape: &mut Tape<'_>,
-        block: &Block,
-        x: Var,
-        batch: &Batch,
-        rope: &Arc<RopeTable>,
-        caches: Option<Vec<&mut ops::KvCache>>,
-        see: &mut dyn FnMut(&str, &Var),
-    ) -> Result<Var> {
-        let (norm, head_dim, config) = (self.norm_config(), self.spec.head_dim, self.attention_config());
-        let normed = ops::rms_norm(tape, &x, &block.input_norm.weight, norm)?;
-        see(&block.input_norm.path, &normed);
-        let mut project = |tape: &mut Tape<'_>, linear: &Matrix, x: &Var| -> Result<Var> {
-            let y = linear.forward(tape, x)?;
-            see(&linear.path, &y);
-            Ok(y)
-        };
-        let q = project(tape, &block.q, &normed)?;
-        let k = project(tape, &block.k, &normed)?;
-        let v = project(tape, &block.v, &normed)?;
-        drop(normed);
-        let q = ops::rope(tape, &q, rope, &batch.positions, head_dim)?;
-        let k = ops::rope(tape, &k, rope, &batch.positions, head_dim)?;
-        let attended = match caches {
-            None => ops::attention(tape, &q, &k, &v, &batch.documents, &config)?,
-            Some(mut caches) => tape.constant(ops::attention_cached(
-                q.value(),
-                k.value(),
-                v.value(),
-                &batch.documents,
-                &mut caches,
-                &config,
-            )?),
-        };
-        let o = project(tape, &block.o, &attended)?;
-        let x = ops::add(tape, &x, &o)?;
-        let normed = ops::rms_norm(tape, &x, &block.post_norm.weight, norm)?;
-        let gate = project(tape, &block.gate, &normed)?;
-        let up = project(tape, &block.up, &normed)?;
-        drop(normed);
-        let product = ops::gated(tape, &gate, &up, Activation::Silu)?;
-        let down = project(tape, &block.down, &product)?;
-        Ok(ops::add(tape, &x, &down)?)
+    fn norm_config(&self) -> RmsNorm {
+        RmsNorm { eps: self.spec.norm.eps, offset: self.spec.norm.offset }
     }
 
     /// The sum of the trained tokens' losses, recorded on the tape.
@@ -279,7 +284,7 @@ impl Decoder {
             &self.head.weight,
             self.head.adapter.as_ref(),
             &batch.targets,
-            Logits::default(),
+            self.spec.logits,
         )?)
     }
 
@@ -293,7 +298,7 @@ impl Decoder {
     fn project_to_vocabulary(&self, tape: &mut Tape<'_>, hidden: Tensor) -> Result<Tensor> {
         // In the compute type: logits are compared and sampled from, and bf16 would tie close ones.
         let x = tape.constant(hidden.to_dtype(self.dtype.compute()));
-        Ok(self.head.forward(tape, &x)?.value().clone())
+        Ok(self.spec.logits.apply(self.head.forward(tape, &x)?.value().clone())?)
     }
 
     /// Where the first non-finite value of a forward pass appears, by module path.

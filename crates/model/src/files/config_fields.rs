@@ -1,41 +1,15 @@
 //! Reading config.json's fields one by one, and the policy on the fields that aren't read.
 //!
-//! A field passes if it is read, known to be harmless ([`HARMLESS`]), starts with `_`, or is "off" (null, false, 0, "",
-//! [] or {}). Some pass only with the value that leaves the mathematics alone ([`ONLY`]). Every other field is refused
-//! by name: better a refusal than a model that computes something else.
+//! A field passes if it is read by its family, known to be harmless ([`HARMLESS`]), starts with `_`, or is "off" (null,
+//! false, 0, "", [] or {}). Every other field is refused by name: better a refusal than a model that computes something
+//! else.
 
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::{Error, Result};
-
-/// Read by [`super::config`] and [`super::rope`].
-const READ: &[&str] = &[
-    "architectures",
-    "attention_bias",
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "head_dim",
-    "hidden_size",
-    "initializer_range",
-    "intermediate_size",
-    "max_position_embeddings",
-    "mlp_bias",
-    "model_type",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "num_key_value_heads",
-    "pad_token_id",
-    "rms_norm_eps",
-    "rope_parameters",
-    "rope_scaling",
-    "rope_theta",
-    "tie_word_embeddings",
-    "torch_dtype",
-    "vocab_size",
-];
+use crate::families::{COMMON, Family};
 
 /// Bookkeeping, what outputs to return, defaults of generation, and notes by other tools: nothing of the forward pass.
 const HARMLESS: &[&str] = &[
@@ -50,7 +24,9 @@ const HARMLESS: &[&str] = &[
     "finetuning_task",
     "forced_bos_token_id",
     "forced_eos_token_id",
+    "full_attn_mod",
     "id2label",
+    "interpolate_factor",
     "is_decoder",
     "is_llama_config",
     "label2id",
@@ -92,21 +68,12 @@ const HARMLESS: &[&str] = &[
     "xla_device",
 ];
 
-/// Pass with this value (or off), change the mathematics with any other.
-fn only() -> [(&'static str, Value, &'static str); 4] {
-    [
-        ("hidden_act", json!("silu"), "only `silu` is implemented"),
-        ("pretraining_tp", json!(1), "only 1 is implemented"),
-        ("partial_rotary_factor", json!(1.0), "only 1 is implemented"),
-        ("attention_dropout", json!(0.0), "only 0 is implemented"),
-    ]
-}
-
 /// Refused with more to say than "unknown".
 const REFUSED: &[(&str, &str)] = &[
     ("quantization_config", "says that the weights are quantised; use the unquantised model, or a GGUF file"),
-    ("auto_map", "asks for code of the model's own, which is not run"),
-    ("sliding_window", "asks for sliding-window attention, which is not implemented"),
+    ("auto_map", "asks for a model of its own code, which is not run"),
+    ("attention_dropout", "asks for dropout of attention probabilities, which is not implemented"),
+    ("sliding_window", "asks for sliding-window attention, which models of this family do not have"),
     ("rope_interleaved", "asks for interleaved rotary embeddings, which are not implemented"),
 ];
 
@@ -117,19 +84,15 @@ pub(crate) struct Fields<'a> {
 }
 
 /// Refuses every field that could change what the model computes.
-pub(crate) fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
-    let only = only();
+pub(crate) fn refuse_unsupported(fields: &Fields<'_>, family: &Family) -> Result<()> {
     for (name, value) in fields.map {
         let name = name.as_str();
-        if READ.contains(&name) || HARMLESS.contains(&name) || name.starts_with('_') || is_off(value) {
+        let read = COMMON.contains(&name) || family.fields.contains(&name);
+        if read || HARMLESS.contains(&name) || name.starts_with('_') || is_off(value) {
             continue;
         }
-        if let Some((_, allowed, why)) = only.iter().find(|(n, _, _)| *n == name) {
-            let same = value == allowed || value.as_f64().is_some_and(|v| Some(v) == allowed.as_f64());
-            if same {
-                continue;
-            }
-            return Err(fields.wrong(name, format!("is {value}; {why}")));
+        if name == "auto_map" && maps_to(value, family.class) {
+            continue;
         }
         if let Some((_, why)) = REFUSED.iter().find(|(n, _)| *n == name) {
             return Err(fields.wrong(name, *why));
@@ -140,6 +103,12 @@ pub(crate) fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
         return Err(fields.wrong(name, detail));
     }
     Ok(())
+}
+
+/// Whether the code that a model brings along is at most the class that is built in (Phi-3's models bring theirs).
+fn maps_to(auto_map: &Value, class: &str) -> bool {
+    let named = auto_map.get("AutoModelForCausalLM").map(|name| name.as_str().unwrap_or_default());
+    auto_map.is_object() && named.is_none_or(|name| name.rsplit('.').next() == Some(class))
 }
 
 fn is_off(value: &Value) -> bool {
@@ -185,10 +154,49 @@ impl Fields<'_> {
         number.ok_or_else(|| self.wrong(name, format!("is {value}; it must be a positive number")))
     }
 
-    /// A flag that is false unless stated.
-    pub fn flag(&self, name: &str) -> Result<bool> {
-        let Some(value) = self.get(name) else { return Ok(false) };
+    /// A flag.
+    pub fn flag_or(&self, name: &str, default: bool) -> Result<bool> {
+        let Some(value) = self.get(name) else { return Ok(default) };
         value.as_bool().ok_or_else(|| self.wrong(name, format!("is {value}; it must be true or false")))
+    }
+
+    /// A whole number from 0 that may be absent.
+    pub fn count(&self, name: &str) -> Result<Option<usize>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let count = value.as_u64().and_then(|n| usize::try_from(n).ok());
+        count.map(Some).ok_or_else(|| self.wrong(name, format!("is {value}; it must be a whole number")))
+    }
+
+    /// Text that may be absent.
+    pub fn text(&self, name: &str) -> Result<Option<&str>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        value.as_str().map(Some).ok_or_else(|| self.wrong(name, format!("is {value}; it must be text")))
+    }
+
+    /// A list of texts that may be absent.
+    pub fn texts(&self, name: &str) -> Result<Option<Vec<String>>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let text = |v: &Value| v.as_str().map(str::to_owned);
+        let list = value.as_array().and_then(|l| l.iter().map(text).collect::<Option<Vec<_>>>());
+        list.map(Some).ok_or_else(|| self.wrong(name, "must be a list of texts"))
+    }
+
+    /// A list of numbers that may be absent.
+    pub fn numbers(&self, name: &str) -> Result<Option<Vec<f64>>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let list = value.as_array().and_then(|l| l.iter().map(Value::as_f64).collect::<Option<Vec<_>>>());
+        list.map(Some).ok_or_else(|| self.wrong(name, "must be a list of numbers"))
+    }
+
+    /// # Errors
+    /// If the field is there and neither this number nor off.
+    pub fn only(&self, name: &str, allowed: f64) -> Result<()> {
+        match self.get(name) {
+            Some(value) if !is_off(value) && value.as_f64() != Some(allowed) => {
+                Err(self.wrong(name, format!("is {value}; only {allowed} is implemented")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Token ids: absent, one, or a list. -1 means none, as in old configurations.

@@ -2,8 +2,7 @@
 //! adapters, plus the helpers that make every write all-or-nothing.
 //!
 //! Everything read here came from somewhere else and may be damaged or hostile: sizes, offsets and counts are checked
-//! before they are believed, and no pickle is ever opened. This module knows nothing of the engine; tensors leave it as
-//! [`RawTensor`]s.
+//! before they are believed, and no pickle is ever opened. Tensors leave this module as [`RawTensor`]s.
 
 pub mod atomic;
 mod config;
@@ -15,13 +14,13 @@ pub mod gguf;
 mod mapped;
 mod open;
 pub mod peft;
-mod rope;
 mod safetensors;
 mod suggest;
 mod tensor;
 mod unique;
 
-pub use config::{Architecture, ModelConfig};
+pub use config::ModelConfig;
+pub(crate) use config_fields::Fields;
 pub use dtype::FileDType;
 pub use error::{Error, Result};
 pub use open::ModelFiles;

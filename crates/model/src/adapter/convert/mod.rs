@@ -201,7 +201,7 @@ impl OnBase {
 
     fn start(spec: &AdapterSpec, start: Start<'_>, files: &ModelFiles) -> Result<OnBase> {
         let mut params = Params::new();
-        let trained = spec.trained(&load::spec(&files.config))?;
+        let trained = spec.trained(&files.config.spec)?;
         // The decoder is never run; what looks at weights reads them from the files.
         let mut decoder = load::decoder(files, Dtypes::both(DType::BF16), &mut params, &trained)?;
         let attached = attach(&mut decoder, &mut params, spec, start, files)?;

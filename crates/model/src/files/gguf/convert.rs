@@ -1,13 +1,28 @@
 //! What a GGUF file's metadata means for transformers: config.json and the vocabulary.
 
 use loratune_tokenizer::GgufVocabulary;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::super::{Error, Result};
 use super::parse::GgufFile;
 use super::value::MetaValue;
+use crate::families::{FAMILIES, Family};
+use crate::rope::{RopeScaling, RopeSpec};
 
-/// `llama.*` keys that don't change what a decoder computes, or that are read below.
+/// How llama.cpp writes a family.
+#[derive(Debug)]
+pub(crate) struct Gguf {
+    /// `general.architecture`, which is also what its keys begin with.
+    pub arch: &'static str,
+    /// Keys beside [`KNOWN`] that [`Gguf::extend`] reads or that change nothing.
+    pub keys: &'static [&'static str],
+    /// Rows of q and k are interleaved: llama.cpp turns neighbouring pairs.
+    pub interleaved: bool,
+    /// Adds the family's own fields to config.json.
+    pub extend: fn(&Metadata<'_>, &mut Map<String, Value>) -> Result<()>,
+}
+
+/// Keys that don't change what a decoder computes, or that are read below.
 const KNOWN: &[&str] = &[
     "attention.head_count",
     "attention.head_count_kv",
@@ -20,11 +35,208 @@ const KNOWN: &[&str] = &[
     "feed_forward_length",
     "rope.dimension_count",
     "rope.freq_base",
-    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "rope.scaling.attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
     "tensor_data_layout",
     "vocab_size",
 ];
+
+/// The metadata of a file of a known architecture.
+pub(crate) struct Metadata<'a> {
+    pub file: &'a GgufFile,
+    gguf: &'static Gguf,
+}
+
+impl Metadata<'_> {
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.gguf.arch)
+    }
+
+    pub fn wrong(&self, name: &str, detail: impl Into<String>) -> Error {
+        self.file.key_error(&self.key(name), detail)
+    }
+
+    /// A whole number of the architecture's.
+    pub fn whole(&self, name: &str) -> Result<Option<u64>> {
+        self.file.whole(&self.key(name))
+    }
+
+    pub fn required(&self, name: &str) -> Result<u64> {
+        self.whole(name)?.ok_or_else(|| self.wrong(name, "is missing from the metadata"))
+    }
+
+    /// The file has f32; printed shortest they are what the model's author wrote.
+    pub fn number(&self, name: &str) -> Result<Option<f64>> {
+        let key = self.key(name);
+        let Some(value) = self.file.metadata.get(&key) else { return Ok(None) };
+        let number = value.as_f64().map(|x| (x as f32).to_string().parse::<f64>().unwrap_or(x));
+        number
+            .map(Some)
+            .ok_or_else(|| self.file.key_error(&key, format!("is {}, not a number", value.kind())))
+    }
+
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.file.metadata.get(&self.key(name)).and_then(MetaValue::as_str)
+    }
+
+    /// The numbers of a small tensor, if the file has it.
+    pub fn tensor(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let Some(tensor) = self.file.tensors.iter().find(|t| t.name == name) else { return Ok(None) };
+        Ok(Some(self.file.read(tensor)?.to_f32()))
+    }
+
+    /// Width of a head.
+    pub fn head_dim(&self) -> Result<u64> {
+        let usual = self.required("embedding_length")?.checked_div(self.required("attention.head_count")?);
+        Ok(self.whole("attention.key_length")?.unwrap_or(usual.unwrap_or(0)))
+    }
+
+    /// `rope_parameters`, by the keys and the tensors of factors.
+    fn rope(&self, head_dim: u64) -> Result<Value> {
+        let theta = self.number("rope.freq_base")?.unwrap_or(10_000.0);
+        let mut rope = json!({"rope_theta": theta, "rope_type": "default"});
+        let turned = self.whole("rope.dimension_count")?.unwrap_or(head_dim);
+        if turned != head_dim {
+            rope["partial_rotary_factor"] = json!(turned as f64 / head_dim as f64);
+        }
+        let factor = self.number("rope.scaling.factor")?;
+        match self.text("rope.scaling.type") {
+            None | Some("none") => {}
+            Some("linear") => {
+                rope["rope_type"] = json!("linear");
+                rope["factor"] = json!(factor.unwrap_or(1.0));
+            }
+            Some("yarn") => {
+                rope["rope_type"] = json!("yarn");
+                rope["factor"] = json!(factor.unwrap_or(1.0));
+                rope["original_max_position_embeddings"] = json!(self.required("rope.scaling.original_context_length")?);
+                for (ours, theirs) in [
+                    ("attention_factor", "rope.scaling.attn_factor"),
+                    ("beta_fast", "rope.scaling.yarn_beta_fast"),
+                    ("beta_slow", "rope.scaling.yarn_beta_slow"),
+                ] {
+                    if let Some(x) = self.number(theirs)? {
+                        rope[ours] = json!(x);
+                    }
+                }
+            }
+            Some("longrope") => {}
+            Some(other) => {
+                return Err(self.wrong("rope.scaling.type", format!("is `{other}`, which is not implemented")));
+            }
+        }
+        if let Some(divisors) = self.tensor("rope_freqs.weight")? {
+            self.llama3(&mut rope, theta, turned, &divisors)?;
+        }
+        self.longrope(&mut rope)?;
+        Ok(rope)
+    }
+
+    /// llama.cpp writes what Llama 3.1 divides its frequencies by, not the parameters it comes from. Those are found
+    /// among the ones in use; others are said as longrope with the same divisors at any length, which computes the same.
+    fn llama3(&self, rope: &mut Value, theta: f64, turned: u64, divisors: &[f32]) -> Result<()> {
+        let dim = usize::try_from(turned).unwrap_or(0);
+        let (plain, _) = RopeSpec::plain(dim, theta).frequencies(1);
+        for factor in [8.0, 32.0, 2.0, 4.0, 16.0, 64.0] {
+            let scaling =
+                RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original: 8192 };
+            let (scaled, _) = RopeSpec { dim, theta, scaling }.frequencies(1);
+            let same = |((p, s), d): ((&f32, &f32), &f32)| (p / s / d - 1.0).abs() < 1e-3;
+            if plain.len() == divisors.len() && plain.iter().zip(&scaled).zip(divisors).all(same) {
+                rope["rope_type"] = json!("llama3");
+                rope["factor"] = json!(factor);
+                rope["low_freq_factor"] = json!(1.0);
+                rope["high_freq_factor"] = json!(4.0);
+                rope["original_max_position_embeddings"] = json!(8192);
+                return Ok(());
+            }
+        }
+        rope["rope_type"] = json!("longrope");
+        rope["long_factor"] = json!(divisors);
+        rope["short_factor"] = json!(divisors);
+        rope["attention_factor"] = json!(1.0);
+        rope["original_max_position_embeddings"] = json!(self.required("context_length")?);
+        Ok(())
+    }
+
+    fn longrope(&self, rope: &mut Value) -> Result<()> {
+        let (Some(long), Some(short)) =
+            (self.tensor("rope_factors_long.weight")?, self.tensor("rope_factors_short.weight")?)
+        else {
+            return Ok(());
+        };
+        rope["rope_type"] = json!("longrope");
+        rope["long_factor"] = json!(long);
+        rope["short_factor"] = json!(short);
+        rope["original_max_position_embeddings"] = json!(self.required("rope.scaling.original_context_length")?);
+        if let Some(factor) = self.number("rope.scaling.attn_factor")? {
+            rope["attention_factor"] = json!(factor);
+        }
+        Ok(())
+    }
+
+    /// The fields that all families have.
+    fn config(&self, family: &Family) -> Result<Map<String, Value>> {
+        let file = self.file;
+        let embedding = file.tensors.iter().find(|t| t.name == "token_embd.weight");
+        let vocab = embedding
+            .and_then(|t| t.shape.first())
+            .ok_or_else(|| Error::tensor(file.path(), "token_embd.weight", "is missing"))?;
+        let (heads, head_dim) = (self.required("attention.head_count")?, self.head_dim()?);
+        if let Some(other) = self.whole("attention.value_length")?.filter(|&n| n != head_dim) {
+            let detail = format!("is {other}, but a head is {head_dim} wide; that is not implemented");
+            return Err(self.wrong("attention.value_length", detail));
+        }
+        let eps = "attention.layer_norm_rms_epsilon";
+        let config = json!({
+            "architectures": [family.class],
+            "attention_bias": file.has_tensor("blk.0.attn_q.bias"),
+            "attention_dropout": 0.0,
+            "bos_token_id": file.whole("tokenizer.ggml.bos_token_id")?,
+            "dtype": "float32",
+            "eos_token_id": file.whole("tokenizer.ggml.eos_token_id")?,
+            "head_dim": head_dim,
+            "hidden_act": "silu",
+            "hidden_size": self.required("embedding_length")?,
+            "initializer_range": 0.02,
+            "intermediate_size": self.required("feed_forward_length")?,
+            "max_position_embeddings": self.required("context_length")?,
+            "mlp_bias": file.has_tensor("blk.0.ffn_gate.bias"),
+            "model_type": family.model_type,
+            "num_attention_heads": heads,
+            "num_hidden_layers": self.required("block_count")?,
+            "num_key_value_heads": self.whole("attention.head_count_kv")?.unwrap_or(heads),
+            "pad_token_id": file.whole("tokenizer.ggml.padding_token_id")?,
+            "rms_norm_eps": self.number(eps)?.ok_or_else(|| self.wrong(eps, "is missing from the metadata"))?,
+            "rope_parameters": self.rope(head_dim)?,
+            "tie_word_embeddings": !file.has_tensor("output.weight"),
+            "use_cache": true,
+            "vocab_size": vocab,
+        });
+        match config {
+            Value::Object(map) => Ok(map),
+            _ => Ok(Map::new()),
+        }
+    }
+
+    fn refuse_unsupported(&self) -> Result<()> {
+        let prefix = format!("{}.", self.gguf.arch);
+        for (key, value) in &self.file.metadata {
+            let Some(name) = key.strip_prefix(&prefix) else { continue };
+            let off = matches!(value, MetaValue::Bool(false)) || value.as_f64() == Some(0.0);
+            if !off && !KNOWN.contains(&name) && !self.gguf.keys.contains(&name) {
+                let detail = "is not known here and might change what the model computes";
+                return Err(self.file.key_error(key, detail));
+            }
+        }
+        Ok(())
+    }
+}
 
 impl GgufFile {
     fn key_error(&self, key: &str, detail: impl Into<String>) -> Error {
@@ -47,101 +259,41 @@ impl GgufFile {
             .ok_or_else(|| self.key_error(key, format!("is {}, not a whole number", value.kind())))
     }
 
-    fn required(&self, key: &str) -> Result<u64> {
-        self.whole(key)?.ok_or_else(|| self.key_error(key, "is missing from the metadata"))
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>> {
-        let Some(value) = self.metadata.get(key) else { return Ok(None) };
-        let number = value.as_f64();
-        number.map(Some).ok_or_else(|| self.key_error(key, format!("is {}, not a number", value.kind())))
-    }
-
     fn has_tensor(&self, name: &str) -> bool {
         self.tensors.iter().any(|t| t.name == name)
+    }
+
+    /// The family that the file's architecture belongs to, and how llama.cpp writes it.
+    ///
+    /// # Errors
+    /// When it is none that is read.
+    pub(crate) fn family(&self) -> Result<(&'static Family, &'static Gguf)> {
+        let key = "general.architecture";
+        let Some(arch) = self.metadata.get(key).and_then(MetaValue::as_str) else {
+            return Err(self.key_error(key, "is missing from the metadata"));
+        };
+        let written = FAMILIES.iter().filter_map(|f| Some((f, f.gguf.as_ref()?)));
+        written.clone().find(|(_, g)| g.arch == arch).ok_or_else(|| {
+            let known: Vec<&str> = written.map(|(_, g)| g.arch).collect();
+            let detail = match arch.contains("moe") || self.has_tensor("blk.0.ffn_gate_inp.weight") {
+                true => format!("is `{arch}`, a mixture of experts; loratune trains dense decoders only"),
+                false => format!("is `{arch}`, which is not supported; supported: {}", known.join(", ")),
+            };
+            self.key_error(key, detail)
+        })
     }
 
     /// The config.json that transformers would have for this file.
     ///
     /// # Errors
-    /// When the architecture isn't Llama's, a key is missing, or one asks for something that isn't implemented.
+    /// When the architecture isn't known, a key is missing, or one asks for something that isn't implemented.
     pub fn hf_config(&self) -> Result<Value> {
-        match self.metadata.get("general.architecture").and_then(MetaValue::as_str) {
-            Some("llama") => {}
-            Some(other) => {
-                let detail = format!("is `{other}`; only `llama` is supported");
-                return Err(self.key_error("general.architecture", detail));
-            }
-            None => return Err(self.key_error("general.architecture", "is missing from the metadata")),
-        }
-        self.refuse_unsupported()?;
-        let heads = self.required("llama.attention.head_count")?;
-        let hidden = self.required("llama.embedding_length")?;
-        let embedding = self.tensors.iter().find(|t| t.name == "token_embd.weight");
-        let vocab = embedding
-            .and_then(|t| t.shape.first())
-            .ok_or_else(|| Error::tensor(self.path(), "token_embd.weight", "is missing"))?;
-        let usual_head = hidden.checked_div(heads).unwrap_or(0);
-        let head_dim = self.whole("llama.attention.key_length")?.unwrap_or(usual_head);
-        for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
-            if let Some(other) = self.whole(key)?.filter(|&n| n != head_dim) {
-                let detail = format!("is {other}, but a head is {head_dim} wide; that is not implemented");
-                return Err(self.key_error(key, detail));
-            }
-        }
-        // The file has f32; printed shortest they are what the model's author wrote.
-        let float = |x: f64| (x as f32).to_string().parse::<f64>().unwrap_or(x);
-        let eps = self.number("llama.attention.layer_norm_rms_epsilon")?.map(float);
-        let eps = eps.ok_or_else(|| {
-            self.key_error("llama.attention.layer_norm_rms_epsilon", "is missing from the metadata")
-        })?;
-        let theta = self.number("llama.rope.freq_base")?.map_or(10_000.0, float);
-        let config = json!({
-            "architectures": ["LlamaForCausalLM"],
-            "attention_bias": self.has_tensor("blk.0.attn_q.bias"),
-            "attention_dropout": 0.0,
-            "bos_token_id": self.whole("tokenizer.ggml.bos_token_id")?,
-            "dtype": "float32",
-            "eos_token_id": self.whole("tokenizer.ggml.eos_token_id")?,
-            "head_dim": head_dim,
-            "hidden_act": "silu",
-            "hidden_size": hidden,
-            "initializer_range": 0.02,
-            "intermediate_size": self.required("llama.feed_forward_length")?,
-            "max_position_embeddings": self.required("llama.context_length")?,
-            "mlp_bias": self.has_tensor("blk.0.ffn_gate.bias"),
-            "model_type": "llama",
-            "num_attention_heads": heads,
-            "num_hidden_layers": self.required("llama.block_count")?,
-            "num_key_value_heads": self.whole("llama.attention.head_count_kv")?.unwrap_or(heads),
-            "pad_token_id": self.whole("tokenizer.ggml.padding_token_id")?,
-            "rms_norm_eps": eps,
-            "rope_parameters": {"rope_theta": theta, "rope_type": "default"},
-            "tie_word_embeddings": !self.has_tensor("output.weight"),
-            "use_cache": true,
-            "vocab_size": vocab,
-        });
-        Ok(config)
-    }
-
-    fn refuse_unsupported(&self) -> Result<()> {
-        if self.has_tensor("rope_freqs.weight") {
-            let detail = "scales the rotary frequencies (Llama 3's rope_type), which is not implemented";
-            return Err(Error::tensor(self.path(), "rope_freqs.weight", detail));
-        }
-        for (key, value) in &self.metadata {
-            let Some(name) = key.strip_prefix("llama.") else { continue };
-            let off = matches!(value, MetaValue::Bool(false)) || value.as_f64() == Some(0.0);
-            if name == "rope.scaling.type" && value.as_str() != Some("none") {
-                let detail = "asks for scaled rotary embeddings, which are not implemented";
-                return Err(self.key_error(key, detail));
-            }
-            if !off && !KNOWN.contains(&name) {
-                let detail = "is not known here and might change what the model computes";
-                return Err(self.key_error(key, detail));
-            }
-        }
-        Ok(())
+        let (family, gguf) = self.family()?;
+        let metadata = Metadata { file: self, gguf };
+        metadata.refuse_unsupported()?;
+        let mut config = metadata.config(family)?;
+        (gguf.extend)(&metadata, &mut config)?;
+        Ok(Value::Object(config))
     }
 
     /// The vocabulary that the metadata holds.

@@ -10,6 +10,7 @@ mod reader;
 mod source;
 mod value;
 
+pub(crate) use convert::{Gguf, Metadata};
 pub use parse::{GgufFile, GgufTensor};
 pub use source::GgufSource;
 pub use value::MetaValue;

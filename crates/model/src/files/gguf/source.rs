@@ -6,23 +6,24 @@ use std::sync::Arc;
 
 use super::super::safetensors::missing;
 use super::super::{Error, FileDType, ModelConfig, RawTensor, Result, TensorInfo, TensorSource};
-use super::names::{self, Rows};
+use super::names::{Change, hugging_face};
 use super::parse::{GgufFile, GgufTensor};
 
-/// Carried along by some files: rotary frequencies that are computed here.
-const COMPUTED: &str = ".attn_rot_embd.weight";
+/// Carried along by some files: rotary frequencies, which are computed here (from these factors, in `convert`).
+const COMPUTED: [&str; 4] =
+    [".attn_rot_embd.weight", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
-/// The tensors of a Llama-architecture GGUF file.
+/// The tensors of a GGUF file under the names of the model's family.
 ///
-/// llama.cpp turns neighbouring pairs in its rotary embedding, transformers the halves of a head, so the converter
-/// interleaves each head's rows of q and k; reading puts them back: of d rows, row `a·d/2 + b` (a in 0..2) is the
-/// file's row `2·b + a`.
+/// For Llama's architecture llama.cpp turns neighbouring pairs in its rotary embedding, transformers the halves of a
+/// head, so the converter interleaves each head's rows of q and k; reading puts them back: of d rows, row `a·d/2 + b` (a in
+/// 0..2) is the file's row `2·b + a`. Gemma's norms are stored whole there and less one here.
 #[derive(Debug)]
 pub struct GgufSource {
     file: Arc<GgufFile>,
     head_dim: usize,
-    /// Index into the file's tensors, and what to do with the rows.
-    tensors: BTreeMap<String, (usize, Rows)>,
+    /// Index into the file's tensors, and what to do with them.
+    tensors: BTreeMap<String, (usize, Change)>,
 }
 
 impl GgufSource {
@@ -31,33 +32,35 @@ impl GgufSource {
     /// # Errors
     /// When the file holds a tensor that the decoder has no place for, or q or k don't consist of whole heads.
     pub fn new(file: Arc<GgufFile>, config: &ModelConfig) -> Result<Self> {
+        let interleaved = file.family()?.1.interleaved;
         let mut tensors = BTreeMap::new();
         for (n, tensor) in file.tensors.iter().enumerate() {
-            if tensor.name.ends_with(COMPUTED) {
+            if COMPUTED.iter().any(|c| tensor.name.ends_with(c)) {
                 continue;
             }
-            let Some((name, rows)) = names::llama(&tensor.name) else {
-                let detail = "has no place in a Llama decoder; the model is of a kind that is not supported";
+            let Some((name, change)) = hugging_face(&tensor.name, &config.spec, interleaved) else {
+                let detail =
+                    format!("has no place in a {}; the model is of a kind that is not supported", config.family.class);
                 return Err(Error::tensor(file.path(), &tensor.name, detail));
             };
-            let heads = match rows {
-                Rows::Keep => None,
-                Rows::UnpermuteQueries => Some(config.num_attention_heads),
-                Rows::UnpermuteKeys => Some(config.num_key_value_heads),
+            let heads = match change {
+                Change::Keep | Change::LessOne => None,
+                Change::UnpermuteQueries => Some(config.spec.num_heads),
+                Change::UnpermuteKeys => Some(config.spec.num_kv_heads),
             };
-            let expected = heads.map(|h| h.saturating_mul(config.head_dim));
+            let expected = heads.map(|h| h.saturating_mul(config.spec.head_dim));
             if let Some(expected) = expected.filter(|e| tensor.shape.first() != Some(e)) {
                 let detail = format!("has the shape {:?}, but its heads make {expected} rows", tensor.shape);
                 return Err(Error::tensor(file.path(), &tensor.name, detail));
             }
-            tensors.insert(name, (n, rows));
+            tensors.insert(name, (n, change));
         }
-        Ok(GgufSource { head_dim: config.head_dim, file, tensors })
+        Ok(GgufSource { head_dim: config.spec.head_dim, file, tensors })
     }
 
-    fn find(&self, name: &str) -> Option<(&GgufTensor, Rows)> {
-        let (n, rows) = self.tensors.get(name)?;
-        Some((self.file.tensors.get(*n)?, *rows))
+    fn find(&self, name: &str) -> Option<(&GgufTensor, Change)> {
+        let (n, change) = self.tensors.get(name)?;
+        Some((self.file.tensors.get(*n)?, *change))
     }
 }
 
@@ -67,25 +70,32 @@ impl TensorSource for GgufSource {
     }
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
-        let (tensor, _) = self.find(name)?;
+        let (tensor, change) = self.find(name)?;
         Some(TensorInfo {
             shape: tensor.shape.clone(),
-            dtype: tensor.dtype,
+            dtype: if change == Change::LessOne { FileDType::F32 } else { tensor.dtype },
             file: self.file.path().to_owned(),
         })
     }
 
     fn read(&self, name: &str) -> Result<RawTensor<'_>> {
-        let Some((tensor, rows)) = self.find(name) else {
+        let Some((tensor, change)) = self.find(name) else {
             return Err(missing(self.file.path(), name, self.tensors.keys().map(String::as_str)));
         };
         let bytes = self.file.file.range(tensor.start, tensor.end)?;
-        let bytes = match rows {
-            Rows::Keep => Cow::Borrowed(bytes),
+        let bytes = match change {
+            Change::Keep => Cow::Borrowed(bytes),
+            Change::LessOne => return Ok(less_one(self.file.read(tensor)?)),
             _ => Cow::Owned(unpermute(bytes, tensor.dtype, &tensor.shape, self.head_dim)),
         };
         Ok(RawTensor { dtype: tensor.dtype, shape: tensor.shape.clone(), bytes })
     }
+}
+
+/// A norm's weight less one, in f32.
+fn less_one(weight: RawTensor<'_>) -> RawTensor<'static> {
+    let bytes: Vec<u8> = weight.to_f32().iter().flat_map(|x| (x - 1.0).to_le_bytes()).collect();
+    RawTensor { dtype: FileDType::F32, shape: weight.shape, bytes: Cow::Owned(bytes) }
 }
 
 /// Reorders whole rows, quantised or not (a row is a whole number of blocks; of a bias, one number).

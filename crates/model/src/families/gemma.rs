@@ -1,0 +1,176 @@
+//! Google's Gemma 1 to 3 (text): norm weights less one, scaled embeddings, GeGLU; from 2 on norms around both parts and
+//! alternating windows, soft caps in 2, norms of q and k and two rotary embeddings in 3.
+
+use loratune_engine::ops::Activation;
+use serde_json::{Map, Value, json};
+
+use super::{Defaults, Family, activation, llama_like, no_windows, rope, set_windows, sliding_window, softcap};
+use crate::files::gguf::{Gguf, Metadata};
+use crate::files::{Fields, Result};
+use crate::spec::{DecoderSpec, NormPlacement, QkNorm};
+
+pub(super) const GEMMA: Family = Family {
+    class: "GemmaForCausalLM",
+    model_type: "gemma",
+    models: "Gemma 1, CodeGemma",
+    fields: &["hidden_activation"],
+    describe: |fields| {
+        let mut spec = gemma(fields, Defaults { max_position_embeddings: 8192, ..defaults() })?;
+        // The first configurations said `gelu` and were trained with its approximation; so transformers takes it.
+        spec.activation = match (fields.text("hidden_activation")?, fields.text("hidden_act")?) {
+            (Some(_), _) => activation(fields, "hidden_activation", Activation::GeluTanh)?,
+            (None, Some("gelu")) => Activation::GeluTanh,
+            (None, _) => activation(fields, "hidden_act", Activation::GeluTanh)?,
+        };
+        no_windows(&mut spec, fields)?;
+        Ok(spec)
+    },
+    gguf: Some(Gguf { arch: "gemma", keys: &[], interleaved: false, extend: |_, config| gelu(config) }),
+};
+
+pub(super) const GEMMA2: Family = Family {
+    class: "Gemma2ForCausalLM",
+    model_type: "gemma2",
+    models: "Gemma 2",
+    fields: &[
+        "attn_logit_softcapping",
+        "cache_implementation",
+        "final_logit_softcapping",
+        "hidden_activation",
+        "query_pre_attn_scalar",
+        "sliding_window",
+        "sliding_window_size",
+        "use_bidirectional_attention",
+    ],
+    describe: |fields| {
+        let mut spec = gemma_with_windows(fields, Defaults { max_position_embeddings: 8192, ..defaults() })?;
+        spec.attention.softcap = softcap(fields, "attn_logit_softcapping", Some(50.0))?;
+        spec.logits.softcap = softcap(fields, "final_logit_softcapping", Some(30.0))?;
+        let window = sliding_window(fields, Some(4096))?;
+        set_windows(&mut spec, fields, window, |layer| layer.is_multiple_of(2))?;
+        Ok(spec)
+    },
+    gguf: Some(Gguf {
+        arch: "gemma2",
+        keys: &["attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"],
+        interleaved: false,
+        extend: |metadata, config| {
+            gelu(config)?;
+            // Of the models that Google released only the largest scales by hidden/heads.
+            attention_scale(metadata, config, 46)?;
+            let set = |config: &mut Map<String, Value>, name: &str, value: Value| config.insert(name.into(), value);
+            set(config, "sliding_window", json!(metadata.whole("attention.sliding_window")?.unwrap_or(4096)));
+            set(config, "attn_logit_softcapping", json!(metadata.number("attn_logit_softcapping")?));
+            set(config, "final_logit_softcapping", json!(metadata.number("final_logit_softcapping")?));
+            Ok(())
+        },
+    }),
+};
+
+pub(super) const GEMMA3: Family = Family {
+    class: "Gemma3ForCausalLM",
+    model_type: "gemma3_text",
+    models: "Gemma 3 (text: 270M, 1B)",
+    fields: &[
+        "_sliding_window_pattern",
+        "attn_logit_softcapping",
+        "cache_implementation",
+        "final_logit_softcapping",
+        "hidden_activation",
+        "query_pre_attn_scalar",
+        "rope_local_base_freq",
+        "sliding_window",
+        "sliding_window_pattern",
+        "use_bidirectional_attention",
+    ],
+    describe: |fields| {
+        let defaults =
+            Defaults { max_position_embeddings: 131_072, rope_theta: 1_000_000.0, ..defaults() };
+        let mut spec = gemma_with_windows(fields, defaults)?;
+        spec.qk_norm = QkNorm::Heads;
+        // transformers' Gemma 3 has the field and does not use it.
+        if softcap(fields, "attn_logit_softcapping", None)?.is_some() {
+            return Err(fields.wrong("attn_logit_softcapping", "is set; Gemma 3 has no cap of attention scores"));
+        }
+        spec.logits.softcap = softcap(fields, "final_logit_softcapping", None)?;
+        let window = sliding_window(fields, Some(4096))?;
+        let pattern = match fields.count("sliding_window_pattern")? {
+            Some(n) => n,
+            None => fields.count("_sliding_window_pattern")?.unwrap_or(6),
+        };
+        set_windows(&mut spec, fields, window, |layer| pattern == 0 || (layer + 1) % pattern != 0)?;
+        // Layers with a window have a rotary embedding of their own.
+        spec.ropes.push(rope::local(fields, spec.head_dim, 10_000.0)?);
+        spec.layers.iter_mut().filter(|l| l.window.is_some()).for_each(|l| l.rope = Some(1));
+        Ok(spec)
+    },
+    gguf: Some(Gguf {
+        arch: "gemma3",
+        keys: &[
+            "attention.sliding_window",
+            "attention.sliding_window_pattern",
+            "final_logit_softcapping",
+            "rope.freq_base_swa",
+        ],
+        interleaved: false,
+        extend: |metadata, config| {
+            gelu(config)?;
+            attention_scale(metadata, config, 62)?;
+            let global = config.remove("rope_parameters").unwrap_or(Value::Null);
+            let local = metadata.number("rope.freq_base_swa")?.unwrap_or(10_000.0);
+            config.insert(
+                "rope_parameters".into(),
+                json!({
+                    "full_attention": global,
+                    "sliding_attention": {"rope_theta": local, "rope_type": "default"},
+                }),
+            );
+            config.insert("sliding_window".into(), json!(metadata.whole("attention.sliding_window")?));
+            if let Some(pattern) = metadata.whole("attention.sliding_window_pattern")? {
+                config.insert("sliding_window_pattern".into(), json!(pattern));
+            }
+            config.insert("final_logit_softcapping".into(), json!(metadata.number("final_logit_softcapping")?));
+            Ok(())
+        },
+    }),
+};
+
+fn gelu(config: &mut Map<String, Value>) -> Result<()> {
+    for name in ["hidden_act", "hidden_activation"] {
+        config.insert(name.into(), json!("gelu_pytorch_tanh"));
+    }
+    Ok(())
+}
+
+/// `query_pre_attn_scalar`, which llama.cpp knows by the model's size: a head's width, but in the model of `largest`
+/// layers hidden/heads.
+fn attention_scale(metadata: &Metadata<'_>, config: &mut Map<String, Value>, largest: u64) -> Result<()> {
+    let scalar = match metadata.required("block_count")? == largest {
+        true => metadata.required("embedding_length")? / metadata.required("attention.head_count")?.max(1),
+        false => metadata.head_dim()?,
+    };
+    config.insert("query_pre_attn_scalar".into(), json!(scalar));
+    Ok(())
+}
+
+fn defaults() -> Defaults {
+    Defaults { tie_word_embeddings: true, head_dim: Some(256), ..Defaults::default() }
+}
+
+fn gemma(fields: &Fields<'_>, defaults: Defaults) -> Result<DecoderSpec> {
+    let mut spec = llama_like(fields, &defaults)?;
+    spec.norm.offset = 1.0;
+    spec.embedding_scale = (spec.hidden_size as f64).sqrt();
+    Ok(spec)
+}
+
+fn gemma_with_windows(fields: &Fields<'_>, defaults: Defaults) -> Result<DecoderSpec> {
+    if fields.flag_or("use_bidirectional_attention", false)? {
+        return Err(fields.wrong("use_bidirectional_attention", "is true; only causal attention is implemented"));
+    }
+    let mut spec = gemma(fields, defaults)?;
+    spec.norms = NormPlacement::Around;
+    spec.activation = activation(fields, "hidden_activation", Activation::GeluTanh)?;
+    spec.attention.scale = fields.positive("query_pre_attn_scalar", 256.0)?.powf(-0.5);
+    Ok(spec)
+}

@@ -1,0 +1,20 @@
+//! Meta's Llama 1 to 3.2 and everything that shares its class: SmolLM, SmolLM 2, TinyLlama, Yi, DeepSeek-LLM …
+
+use crate::files::gguf::Gguf;
+
+use super::{Defaults, Family, llama_like, no_windows};
+
+pub(super) const LLAMA: Family = Family {
+    class: "LlamaForCausalLM",
+    model_type: "llama",
+    models: "Llama 1 to 3.2, TinyLlama, SmolLM, SmolLM 2, Yi, …",
+    fields: &["pretraining_tp"],
+    describe: |fields| {
+        // A product in slices: the same numbers up to rounding, but not the same bits.
+        fields.only("pretraining_tp", 1.0)?;
+        let mut spec = llama_like(fields, &Defaults::default())?;
+        no_windows(&mut spec, fields)?;
+        Ok(spec)
+    },
+    gguf: Some(Gguf { arch: "llama", keys: &[], interleaved: true, extend: |_, _| Ok(()) }),
+};

@@ -1,0 +1,19 @@
+//! Mistral 7B v0.1 (a window in every layer) to v0.3, Nemo (heads wider than hidden/heads), Ministral.
+
+use super::{Defaults, Family, llama_like, set_windows, sliding_window};
+
+pub(super) const MISTRAL: Family = Family {
+    class: "MistralForCausalLM",
+    model_type: "mistral",
+    models: "Mistral 7B v0.1 to v0.3, Nemo, Zephyr",
+    fields: &["sliding_window"],
+    describe: |fields| {
+        let defaults = Defaults { max_position_embeddings: 4096 * 32, ..Defaults::default() };
+        let mut spec = llama_like(fields, &defaults)?;
+        let window = sliding_window(fields, Some(4096))?;
+        set_windows(&mut spec, fields, window, |_| true)?;
+        Ok(spec)
+    },
+    // llama.cpp writes Mistral as Llama.
+    gguf: None,
+};

@@ -1,0 +1,20 @@
+//! Ai2's OLMo 2: norms after attention and feed-forward only, norms of all of q and of k.
+
+use super::{Defaults, Family, llama_like, no_windows};
+use crate::spec::{NormPlacement, QkNorm};
+
+pub(super) const OLMO2: Family = Family {
+    class: "Olmo2ForCausalLM",
+    model_type: "olmo2",
+    models: "OLMo 2",
+    fields: &[],
+    describe: |fields| {
+        let defaults = Defaults { rms_norm_eps: 1e-5, ..Defaults::default() };
+        let mut spec = llama_like(fields, &defaults)?;
+        spec.norms = NormPlacement::After;
+        spec.qk_norm = QkNorm::Full;
+        no_windows(&mut spec, fields)?;
+        Ok(spec)
+    },
+    gguf: None,
+};
