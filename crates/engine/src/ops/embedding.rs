@@ -15,6 +15,7 @@ struct EmbeddingBackward {
     /// g and 1/norm, both `[hidden]`, with DoRA.
     dora: Option<[Tensor; 2]>,
     scale: f64,
+    padding: Option<u32>,
 }
 
 impl Backward for EmbeddingBackward {
@@ -48,12 +49,13 @@ impl EmbeddingBackward {
             let mut db = vec![R::zero(); d * f.r];
             let dh = f.up_backward(&dz, &h, n, &mut db);
             grads.add_param(lora.b, Tensor::new(db, &[d, f.r]))?;
-            grads.add_param(lora.a, scattered(&f, &self.ids, &dh))?;
+            grads.add_param(lora.a, scattered(&f, &self.ids, self.padding, &dh))?;
         }
         let Some(table) = self.table.param() else { return Ok(()) };
         let mut dtable = vec![R::zero(); vocabulary * d];
         // In the order of the tokens, so that the sums of a repeated id have a fixed order.
-        for (row, &id) in dz.chunks_exact(d).zip(self.ids.iter()) {
+        let learns = |id: u32| Some(id) != self.padding;
+        for (row, &id) in dz.chunks_exact(d).zip(self.ids.iter()).filter(|(_, id)| learns(**id)) {
             let t = &mut dtable[id as usize * d..][..d];
             t.iter_mut().zip(row).for_each(|(t, &v)| *t += v);
         }
@@ -71,10 +73,11 @@ fn picked<R: Real>(f: &Factors<'_, R>, ids: &[u32]) -> Vec<R> {
 }
 
 /// dA `[r, vocabulary]`: dh `[tokens, r]` summed into the columns it came from, in the order of the tokens.
-fn scattered<R: Real>(f: &Factors<'_, R>, ids: &[u32], dh: &[R]) -> Tensor {
+fn scattered<R: Real>(f: &Factors<'_, R>, ids: &[u32], padding: Option<u32>, dh: &[R]) -> Tensor {
     let mut da = vec![R::zero(); f.r * f.cols];
     da.par_chunks_mut(f.cols.max(1)).enumerate().for_each(|(k, da)| {
-        ids.iter().enumerate().for_each(|(i, &id)| da[id as usize] += dh[i * f.r + k]);
+        let learning = ids.iter().enumerate().filter(|(_, id)| Some(**id) != padding);
+        learning.for_each(|(i, &id)| da[id as usize] += dh[i * f.r + k]);
     });
     Tensor::new(da, &[f.r, f.cols])
 }
@@ -88,7 +91,8 @@ fn scattered<R: Real>(f: &Factors<'_, R>, ids: &[u32], dh: &[R]) -> Tensor {
 ///
 /// With dz = scale·g∘dy: a trained table and A sum dz and dh = s·dz·B over the places where a row or column was used;
 /// dB = s·dzᵀ·h with h = A[:, id]ᵀ; dm = scale·Σ dy∘u / norm, the norm being a constant. Saved: the ids; u and h are
-/// looked up again.
+/// looked up again. The row of `padding` (of E or, by column, of A) gets no gradient, as in PyTorch's embedding with a
+/// `padding_idx`.
 ///
 /// # Errors
 /// If an id is not in the vocabulary, shapes do not fit, or the table is trained and has a DoRA.
@@ -98,6 +102,7 @@ pub fn embedding(
     table: &Weight,
     lora: Option<&Lora>,
     scale: f64,
+    padding: Option<u32>,
     dtype: DType,
 ) -> Result<Var> {
     let w = table.resolve(tape.params());
@@ -112,6 +117,7 @@ pub fn embedding(
         lora: lora.cloned(),
         dora,
         scale,
+        padding,
     }))
 }
 

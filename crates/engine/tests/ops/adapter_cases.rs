@@ -104,13 +104,13 @@ const IDS: [u32; 6] = [3, 0, 6, 3, 3, 5];
 
 fn lora_on_embedding() -> Vec<Case> {
     let mut cases = vec![case("embedding, scaled", &[("table", &[7, 3])], |t, i| {
-        ops::embedding(t, &Arc::from(IDS), &Weight::Param(i.param(0)), None, 1.75, i.dtype())
+        ops::embedding(t, &Arc::from(IDS), &Weight::Param(i.param(0)), None, 1.75, None, i.dtype())
     })];
     for (r, scale) in [(1, 1.0), (4, 1.75)] {
         // Dropout is not for embeddings, and has to be ignored.
         let build = move |t: &mut Tape<'_>, i: &Inputs, table: &Weight| -> Result<Var, Error> {
             let lora = adapter(i, 0, &Dropout::Random(0.3), None);
-            ops::embedding(t, &Arc::from(IDS), table, Some(&lora), scale, i.dtype())
+            ops::embedding(t, &Arc::from(IDS), table, Some(&lora), scale, None, i.dtype())
         };
         let name = format!("embedding, lora rank {r}, scale {scale}");
         cases.push(case(&name, &[("a", &[r, 7]), ("b", &[3, r])], move |t, i| build(t, i, &frozen(7, 3, i))));
@@ -135,7 +135,7 @@ fn dora_on_embedding(present: bool) -> Vec<Case> {
                     _ => made_up_norms(hidden),
                 };
                 let lora = adapter(i, 0, &Dropout::None, Some(norm));
-                ops::embedding(t, &Arc::from(IDS), &table, Some(&lora), scale, i.dtype())
+                ops::embedding(t, &Arc::from(IDS), &table, Some(&lora), scale, None, i.dtype())
             })
         })
         .into()

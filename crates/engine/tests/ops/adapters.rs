@@ -166,7 +166,7 @@ fn present_norms_give_what_the_same_fixed_norms_give() {
                     let lora = e.with_norm(norm);
                     let ids: Arc<[u32]> = Arc::from([1030u32, 0, 513, 0]);
                     e.run(Mode::Grad, |t, _| {
-                        ops::embedding(t, &ids, &e.weight, Some(&lora), 2.0, dtype).unwrap()
+                        ops::embedding(t, &ids, &e.weight, Some(&lora), 2.0, None, dtype).unwrap()
                     })
                 },
             );

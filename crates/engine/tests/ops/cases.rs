@@ -196,7 +196,7 @@ fn split() -> Vec<Case> {
 fn embedding() -> Vec<Case> {
     vec![case("embedding", &[("table", &[7, 3])], |t, i| {
         let ids: Arc<[u32]> = Arc::from([3u32, 0, 6, 3, 3]);
-        ops::embedding(t, &ids, &Weight::Param(i.param(0)), None, 1.0, i.dtype())
+        ops::embedding(t, &ids, &Weight::Param(i.param(0)), None, 1.0, None, i.dtype())
     })]
 }
 
@@ -298,7 +298,7 @@ fn shared() -> Vec<Case> {
     vec![case("tied embedding and head", &[("table", &[7, 3]), ("x", &[4, 3])], |t, i| {
         let table = Weight::Param(i.param(0));
         let ids: Arc<[u32]> = Arc::from([3u32, 0, 6, 3]);
-        let e = ops::embedding(t, &ids, &table, None, 1.0, i.dtype())?;
+        let e = ops::embedding(t, &ids, &table, None, 1.0, None, i.dtype())?;
         let x = i.activation(t, 1);
         let y = ops::add(t, &e, &x)?;
         let y = ops::add(t, &y, &x)?;

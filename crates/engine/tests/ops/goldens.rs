@@ -137,7 +137,7 @@ impl Golden<'_> {
             }),
             "embedding" => self.check(&["table"], |t, p| {
                 let ids: Arc<[u32]> = self.ints("ids").iter().map(|&i| i as u32).collect();
-                ops::embedding(t, &ids, &Weight::Param(p("table")), None, 1.0, self.dtype).unwrap()
+                ops::embedding(t, &ids, &Weight::Param(p("table")), None, 1.0, None, self.dtype).unwrap()
             }),
             "attention" => self.check(&["q", "k", "v"], |t, p| {
                 let ends = self.ints("cu_seqlens");
@@ -192,7 +192,7 @@ impl Golden<'_> {
                     if dora {
                         self.compare_norms(&ops::column_norms(t.params(), &table, &lora).unwrap());
                     }
-                    ops::embedding(t, &ids, &table, Some(&lora), self.param("embed_scale"), self.dtype)
+                    ops::embedding(t, &ids, &table, Some(&lora), self.param("embed_scale"), None, self.dtype)
                         .unwrap()
                 })
             }

@@ -50,11 +50,11 @@ impl AdapterSpec {
     }
 
     fn check_layers(&self, model: &DecoderSpec) -> Result<()> {
-        match self.layers.iter().find(|&&layer| layer >= model.num_layers) {
+        match self.layers.iter().find(|&&layer| layer >= model.num_layers()) {
             None => Ok(()),
             Some(layer) => Err(Error::Invalid(format!(
                 "layers_to_transform: the model has no layer {layer}; it has {}, counted from 0",
-                model.num_layers
+                model.num_layers()
             ))),
         }
     }
