@@ -15,15 +15,37 @@ pub struct RopeSpec {
 pub enum RopeScaling {
     None,
     /// All frequencies divided.
-    Linear { factor: f64 },
+    Linear {
+        factor: f64,
+    },
     /// The base grows with sequences longer than `original` ("NTK").
-    Dynamic { factor: f64, original: usize },
+    Dynamic {
+        factor: f64,
+        original: usize,
+    },
     /// Low frequencies divided, high ones kept, a ramp between (Llama 3.1).
-    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original: usize },
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original: usize,
+    },
     /// A ramp by the number of turns within `original`, and cosines and sines scaled (Peng et al., arXiv 2309.00071).
-    Yarn { factor: f64, beta_fast: f64, beta_slow: f64, original: usize, attention_factor: f64, truncate: bool },
+    Yarn {
+        factor: f64,
+        beta_fast: f64,
+        beta_slow: f64,
+        original: usize,
+        attention_factor: f64,
+        truncate: bool,
+    },
     /// A divisor for each frequency: `short` up to `original` tokens, `long` beyond (Ding et al., arXiv 2402.13753).
-    LongRope { short: Vec<f32>, long: Vec<f32>, original: usize, attention_factor: f64 },
+    LongRope {
+        short: Vec<f32>,
+        long: Vec<f32>,
+        original: usize,
+        attention_factor: f64,
+    },
 }
 
 impl RopeSpec {
@@ -47,7 +69,8 @@ impl RopeSpec {
                 (plain(theta), 1.0)
             }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
-                let scale = |f: f32| llama3(f, *factor, *low_freq_factor, *high_freq_factor, *original as f64);
+                let scale =
+                    |f: f32| llama3(f, *factor, *low_freq_factor, *high_freq_factor, *original as f64);
                 (plain(self.theta).into_iter().map(scale).collect(), 1.0)
             }
             RopeScaling::Yarn { attention_factor, .. } => (self.yarn(), *attention_factor),

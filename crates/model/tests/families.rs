@@ -51,8 +51,10 @@ impl Expected {
     fn documents(&self) -> Vec<Batch> {
         (0..2)
             .map(|i| {
-                let ids: Vec<u32> = self.ints(&format!("doc{i}.input_ids")).iter().map(|&x| x as u32).collect();
-                let labels: Vec<i32> = self.ints(&format!("doc{i}.labels")).iter().map(|&x| x as i32).collect();
+                let ids: Vec<u32> =
+                    self.ints(&format!("doc{i}.input_ids")).iter().map(|&x| x as u32).collect();
+                let labels: Vec<i32> =
+                    self.ints(&format!("doc{i}.labels")).iter().map(|&x| x as i32).collect();
                 Batch::from_labelled([(ids.as_slice(), labels.as_slice())])
             })
             .collect()
@@ -69,7 +71,8 @@ fn worst(ours: &[f64], theirs: &[f64]) -> f64 {
 fn open(path: &Path, dtype: DType, trained: &Trained) -> (Decoder, Params) {
     let files = ModelFiles::open(path).unwrap_or_else(|e| panic!("{e}"));
     let mut params = Params::new();
-    let decoder = load::decoder(&files, Dtypes::both(dtype), &mut params, trained).unwrap_or_else(|e| panic!("{e}"));
+    let decoder =
+        load::decoder(&files, Dtypes::both(dtype), &mut params, trained).unwrap_or_else(|e| panic!("{e}"));
     (decoder, params)
 }
 
@@ -145,7 +148,8 @@ fn losses_and_gradients_of_all_weights_equal_transformers() {
         grads.check_complete(&params).unwrap();
         for id in params.ids() {
             let name = params.name(id);
-            let theirs = expected.floats(&format!("grad.{name}")).unwrap_or_else(|| panic!("{case}: no {name}"));
+            let theirs =
+                expected.floats(&format!("grad.{name}")).unwrap_or_else(|| panic!("{case}: no {name}"));
             let scale = theirs.iter().fold(0.0f64, |m, x| m.max(x.abs()));
             let error = worst(&grads.get(id).unwrap().to_f64_vec(), &theirs) / scale;
             if error.is_nan() || error >= GRADIENT {

@@ -40,7 +40,10 @@ fn sharded_folder_of_transformers_is_read_whole() {
     assert_eq!((s.vocab_size, s.hidden_size, s.intermediate_size, s.num_layers()), (420, 32, 48, 2));
     assert_eq!((s.num_heads, s.num_kv_heads, s.head_dim), (4, 2, 8));
     assert_eq!((s.norm.eps, s.ropes[0].theta, s.max_positions), (1e-6, 10000.0, 256));
-    assert_eq!((s.tied_head, s.attention.qkv_bias, s.attention.output_bias, s.mlp_bias), (false, true, true, false));
+    assert_eq!(
+        (s.tied_head, s.attention.qkv_bias, s.attention.output_bias, s.mlp_bias),
+        (false, true, true, false)
+    );
     assert_eq!((c.bos_token_ids.as_slice(), c.eos_token_ids.as_slice()), ([1].as_slice(), [2].as_slice()));
     assert_eq!((c.pad_token_id, c.dtype, s.initializer_range), (None, Some(FileDType::F32), 0.02));
     assert_eq!(model.raw_config["transformers_version"], json!("5.23.0"));

@@ -311,7 +311,7 @@ fn configuration_fields_that_cannot_be_obeyed_are_refused_by_name() {
         ("partial_rotary_factor", json!(0.3)),
         ("sliding_window", json!(4096)),
         ("attention_dropout", json!(0.1)),
-        ("auto_map", json!({"AutoModel": "x.Y"})),
+        ("auto_map", json!({"AutoModelForCausalLM": "x.Y"})),
         ("residual_multiplier", json!(0.5)),
         ("vocab_size", json!(0)),
         ("vocab_size", json!(-5)),

@@ -45,7 +45,12 @@ fn check(name: &str) -> &'static str {
     let [mut loss, mut norm, mut weight] = [0.0f64; 3];
     for (ours, theirs) in seen.steps.iter().zip(steps) {
         let label = |what: &str| format!("{name} step {}: {what}", ours.step);
-        assert_eq!(ours.trained_tokens as u64, theirs["trained_tokens"].as_u64().unwrap(), "{}", label("tokens"));
+        assert_eq!(
+            ours.trained_tokens as u64,
+            theirs["trained_tokens"].as_u64().unwrap(),
+            "{}",
+            label("tokens")
+        );
         loss = loss.max(close(ours.loss, &theirs["loss"], LOSS, &label("loss")));
         norm = norm.max(close(ours.grad_norm, &theirs["grad_norm"], GRAD_NORM, &label("gradient norm")));
     }

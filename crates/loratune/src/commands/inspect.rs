@@ -9,7 +9,6 @@ use loratune_data::{DatasetSource, DatasetSpec, EncodeOptions, load_examples};
 use loratune_engine::DType;
 use loratune_model::files::peft::{self, AdapterConfig, ModuleNames};
 use loratune_model::files::{FileDType, ModelFiles};
-use loratune_model::load;
 use loratune_tokenizer::{SpecialToken, TokenizerBundle};
 use serde_json::{Value, json};
 
@@ -75,15 +74,14 @@ fn model(args: &InspectArgs) -> Result<()> {
         "sizes",
         format!(
             "{} layers, hidden {}, feed-forward {}",
-            spec.num_layers(), spec.hidden_size, spec.intermediate_size
+            spec.num_layers(),
+            spec.hidden_size,
+            spec.intermediate_size
         ),
     );
     out += &field(
         "attention",
-        format!(
-            "{} heads of {}, {} for keys and values",
-            spec.num_heads, spec.head_dim, spec.num_kv_heads
-        ),
+        format!("{} heads of {}, {} for keys and values", spec.num_heads, spec.head_dim, spec.num_kv_heads),
     );
     out += &field("vocabulary", format!("{}{tied}", thousands(spec.vocab_size as u64)));
     out += &field("context", format!("{} tokens", thousands(spec.max_positions as u64)));

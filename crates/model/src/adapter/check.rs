@@ -93,23 +93,16 @@ mod tests {
     use crate::adapter::{Bias, Init};
 
     fn model() -> DecoderSpec {
-        DecoderSpec {
-            vocab_size: 8,
-            hidden_size: 4,
-            intermediate_size: 6,
-            num_layers: 3,
-            num_heads: 2,
-            num_kv_heads: 1,
-            head_dim: 2,
-            norm_eps: 1e-5,
-            rope_theta: 1e4,
-            max_positions: 16,
-            tied_head: false,
-            embedding_scale: 1.0,
-            attention_bias: false,
-            mlp_bias: false,
-            initializer_range: 0.02,
-        }
+        let config = serde_json::json!({
+            "architectures": ["LlamaForCausalLM"],
+            "vocab_size": 8,
+            "hidden_size": 4,
+            "intermediate_size": 6,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        });
+        crate::files::ModelConfig::from_value(&config, "config.json".as_ref()).unwrap().spec
     }
 
     fn spec() -> AdapterSpec {

@@ -88,7 +88,12 @@ impl Pass<'_, '_> {
     }
 
     /// Several projections of x of these widths, by a matrix each or by one for all.
-    fn inputs<const N: usize>(&mut self, matrices: &[Matrix], x: &Var, widths: [usize; N]) -> Result<[Var; N]> {
+    fn inputs<const N: usize>(
+        &mut self,
+        matrices: &[Matrix],
+        x: &Var,
+        widths: [usize; N],
+    ) -> Result<[Var; N]> {
         let parts = match matrices {
             [fused] => {
                 let y = self.project(fused, x)?;

@@ -144,17 +144,15 @@ impl Builder<'_> {
     fn block(&mut self, spec: &DecoderSpec, layer: usize) -> Result<Block> {
         let path = |name: &str| format!("model.layers.{layer}.{name}");
         let [before, after, mlp_before, mlp_after] = spec.norms.names();
-        let norm = |b: &mut Self, name: Option<&str>| {
-            name.map(|n| b.norm(path(n), spec.hidden_size)).transpose()
-        };
+        let norm =
+            |b: &mut Self, name: Option<&str>| name.map(|n| b.norm(path(n), spec.hidden_size)).transpose();
         Ok(Block {
             attention_norm: norm(self, before)?,
             attention_inputs: self.linears(layer, spec.attention_inputs())?,
             qk_norms: match spec.qk_norm_sizes() {
-                Some([q, k]) => Some([
-                    self.norm(path("self_attn.q_norm"), q)?,
-                    self.norm(path("self_attn.k_norm"), k)?,
-                ]),
+                Some([q, k]) => {
+                    Some([self.norm(path("self_attn.q_norm"), q)?, self.norm(path("self_attn.k_norm"), k)?])
+                }
                 None => None,
             },
             attention_output: self.linear(layer, spec.attention_output())?,
@@ -222,7 +220,8 @@ impl Decoder {
         if spec.num_layers() == 0 || !spec.head_dim.is_multiple_of(2) {
             return Err(Error::Invalid(format!(
                 "a decoder of {} layers with heads of {} can't be built: at least one layer and an even head size",
-                spec.num_layers(), spec.head_dim
+                spec.num_layers(),
+                spec.head_dim
             )));
         }
         let mut b = Builder { source, params, trained, dtypes };

@@ -119,8 +119,8 @@ pub struct Decoder {
     head: Matrix,
     /// Noise on the embeddings in training passes.
     neftune: Option<Neftune>,
-    /// By rotary embedding: which frequencies the table is of, and the table.
-    ropes: Mutex<Vec<Option<(usize, Arc<RopeTable>)>>>,
+    /// By rotary embedding, when one was needed.
+    ropes: Mutex<Vec<Option<CachedTable>>>,
 }
 
 impl Clone for Decoder {
@@ -137,6 +137,9 @@ impl Clone for Decoder {
         }
     }
 }
+
+/// A table, and which frequencies it is of ([`RopeSpec::regime`]).
+type CachedTable = (usize, Arc<RopeTable>);
 
 /// Called with the name and value of every stage of a forward pass; for finding where a value went wrong.
 type Probe<'a> = &'a mut dyn FnMut(&str, &Tensor);
@@ -181,7 +184,7 @@ impl Decoder {
             return Err(Error::ContextLength { length: longest, max });
         }
         let mut cached = self.ropes.lock().unwrap_or_else(|e| e.into_inner());
-        let table = |(rope, cached): (&RopeSpec, &mut Option<(usize, Arc<RopeTable>)>)| {
+        let table = |(rope, cached): (&RopeSpec, &mut Option<CachedTable>)| {
             let regime = rope.regime(longest);
             match cached {
                 Some((known, table)) if *known == regime && table.positions() >= longest => table.clone(),
@@ -254,8 +257,7 @@ impl Decoder {
         let table = &self.embedding;
         let scale = self.spec.embedding_scale;
         let (adapter, padding) = (table.adapter.as_ref(), self.spec.padding);
-        let mut x =
-            ops::embedding(tape, &batch.ids, &table.weight, adapter, scale, padding, self.dtype)?;
+        let mut x = ops::embedding(tape, &batch.ids, &table.weight, adapter, scale, padding, self.dtype)?;
         if let Some(neftune) = &self.neftune {
             x = ops::uniform_noise(tape, &x, &neftune.magnitudes(batch, self.spec.hidden_size, scale))?;
         }

@@ -4,7 +4,9 @@
 use loratune_engine::ops::Activation;
 use serde_json::{Map, Value, json};
 
-use super::{Defaults, Family, activation, llama_like, no_windows, rope, set_windows, sliding_window, softcap};
+use super::{
+    Defaults, Family, activation, llama_like, no_windows, rope, set_windows, sliding_window, softcap,
+};
 use crate::files::gguf::{Gguf, Metadata};
 use crate::files::{Fields, Result};
 use crate::spec::{DecoderSpec, NormPlacement, QkNorm};
@@ -58,7 +60,8 @@ pub(super) const GEMMA2: Family = Family {
             gelu(config)?;
             // Of the models that Google released only the largest scales by hidden/heads.
             attention_scale(metadata, config, 46)?;
-            let set = |config: &mut Map<String, Value>, name: &str, value: Value| config.insert(name.into(), value);
+            let set =
+                |config: &mut Map<String, Value>, name: &str, value: Value| config.insert(name.into(), value);
             set(config, "sliding_window", json!(metadata.whole("attention.sliding_window")?.unwrap_or(4096)));
             set(config, "attn_logit_softcapping", json!(metadata.number("attn_logit_softcapping")?));
             set(config, "final_logit_softcapping", json!(metadata.number("final_logit_softcapping")?));
@@ -84,13 +87,14 @@ pub(super) const GEMMA3: Family = Family {
         "use_bidirectional_attention",
     ],
     describe: |fields| {
-        let defaults =
-            Defaults { max_position_embeddings: 131_072, rope_theta: 1_000_000.0, ..defaults() };
+        let defaults = Defaults { max_position_embeddings: 131_072, rope_theta: 1_000_000.0, ..defaults() };
         let mut spec = gemma_with_windows(fields, defaults)?;
         spec.qk_norm = QkNorm::Heads;
         // transformers' Gemma 3 has the field and does not use it.
         if softcap(fields, "attn_logit_softcapping", None)?.is_some() {
-            return Err(fields.wrong("attn_logit_softcapping", "is set; Gemma 3 has no cap of attention scores"));
+            return Err(
+                fields.wrong("attn_logit_softcapping", "is set; Gemma 3 has no cap of attention scores")
+            );
         }
         spec.logits.softcap = softcap(fields, "final_logit_softcapping", None)?;
         let window = sliding_window(fields, Some(4096))?;
@@ -129,7 +133,8 @@ pub(super) const GEMMA3: Family = Family {
             if let Some(pattern) = metadata.whole("attention.sliding_window_pattern")? {
                 config.insert("sliding_window_pattern".into(), json!(pattern));
             }
-            config.insert("final_logit_softcapping".into(), json!(metadata.number("final_logit_softcapping")?));
+            config
+                .insert("final_logit_softcapping".into(), json!(metadata.number("final_logit_softcapping")?));
             Ok(())
         },
     }),
@@ -166,7 +171,9 @@ fn gemma(fields: &Fields<'_>, defaults: Defaults) -> Result<DecoderSpec> {
 
 fn gemma_with_windows(fields: &Fields<'_>, defaults: Defaults) -> Result<DecoderSpec> {
     if fields.flag_or("use_bidirectional_attention", false)? {
-        return Err(fields.wrong("use_bidirectional_attention", "is true; only causal attention is implemented"));
+        return Err(
+            fields.wrong("use_bidirectional_attention", "is true; only causal attention is implemented")
+        );
     }
     let mut spec = gemma(fields, defaults)?;
     spec.norms = NormPlacement::Around;

@@ -90,10 +90,15 @@ pub(crate) const COMMON: &[&str] = &[
 pub(crate) fn is_mixture_of_experts(class: &str, fields: &Fields<'_>) -> bool {
     let by_name = ["moe", "mixtral", "gptoss", "dbrx", "jetmoe", "deepseekv2", "deepseekv3", "llama4"];
     let class = class.to_ascii_lowercase();
-    let experts =
-        ["num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size", "num_experts_per_tok"];
-    let counted = |name: &&str| fields.map.get(*name).and_then(Value::as_u64).is_some_and(|n| n > 1);
-    by_name.iter().any(|name| class.contains(name)) || experts.iter().any(|name| counted(&name))
+    let experts = [
+        "num_experts",
+        "num_local_experts",
+        "n_routed_experts",
+        "moe_intermediate_size",
+        "num_experts_per_tok",
+    ];
+    let counted = |name: &str| fields.map.get(name).and_then(Value::as_u64).is_some_and(|n| n > 1);
+    by_name.iter().any(|name| class.contains(name)) || experts.iter().any(|name| counted(name))
 }
 
 /// The largest sizes that are believed, far above those of any model: a damaged file is refused for the field that is
@@ -115,6 +120,8 @@ struct Defaults {
     tie_word_embeddings: bool,
     head_dim: Option<usize>,
     max_position_embeddings: usize,
+    /// Rotary embeddings may turn part of a head only.
+    partial_rope: bool,
 }
 
 impl Default for Defaults {
@@ -126,6 +133,7 @@ impl Default for Defaults {
             tie_word_embeddings: false,
             head_dim: None,
             max_position_embeddings: 2048,
+            partial_rope: false,
         }
     }
 }
@@ -142,11 +150,19 @@ fn llama_like(fields: &Fields<'_>, defaults: &Defaults) -> Result<DecoderSpec> {
             return Err(fields.wrong("hidden_size", detail));
         }
     };
+    if !head_dim.is_multiple_of(2) {
+        let detail = format!("({head_dim}) is odd; rotary embeddings turn pairs of numbers");
+        return Err(fields.wrong("head_dim", detail));
+    }
     let layers = fields.size("num_hidden_layers", most::LAYERS)?;
     let positions = fields
         .optional_size("max_position_embeddings", most::POSITIONS)?
         .unwrap_or(defaults.max_position_embeddings);
     let (rope, max_positions) = rope::read(fields, head_dim, defaults.rope_theta, positions)?;
+    if rope.dim != head_dim && !defaults.partial_rope {
+        let detail = "turns part of a head only, which models of this family do not";
+        return Err(fields.wrong("partial_rotary_factor", detail));
+    }
     let bias = fields.flag_or("attention_bias", false)?;
     let spec = DecoderSpec {
         vocab_size: fields.size("vocab_size", most::VOCABULARY)?,
@@ -186,10 +202,6 @@ fn check_dimensions(spec: &DecoderSpec, fields: &Fields<'_>) -> Result<()> {
     if !heads.is_multiple_of(kv) {
         let detail = format!("({heads}) is not a multiple of num_key_value_heads ({kv})");
         return Err(fields.wrong("num_attention_heads", detail));
-    }
-    if !spec.head_dim.is_multiple_of(2) {
-        let detail = format!("({}) is odd; rotary embeddings turn pairs of numbers", spec.head_dim);
-        return Err(fields.wrong("head_dim", detail));
     }
     // Every weight matrix, and all blocks together, must be countable.
     let product = |factors: &[usize]| factors.iter().try_fold(16usize, |n, &f| n.checked_mul(f));
@@ -267,4 +279,3 @@ fn softcap(fields: &Fields<'_>, name: &str, default: Option<f64>) -> Result<Opti
 fn no_windows(spec: &mut DecoderSpec, fields: &Fields<'_>) -> Result<()> {
     set_windows(spec, fields, None, |_| false)
 }
-

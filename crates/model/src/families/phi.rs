@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use crate::files::gguf::Gguf;
 use super::{Defaults, Family, llama_like, set_windows, sliding_window};
+use crate::files::gguf::Gguf;
 
 pub(super) const PHI3: Family = Family {
     class: "Phi3ForCausalLM",
@@ -14,8 +14,12 @@ pub(super) const PHI3: Family = Family {
         for name in ["embd_pdrop", "resid_pdrop"] {
             fields.only(name, 0.0)?;
         }
-        let defaults =
-            Defaults { rms_norm_eps: 1e-5, max_position_embeddings: 4096, ..Defaults::default() };
+        let defaults = Defaults {
+            rms_norm_eps: 1e-5,
+            max_position_embeddings: 4096,
+            partial_rope: true,
+            ..Defaults::default()
+        };
         let mut spec = llama_like(fields, &defaults)?;
         spec.fused = true;
         // The field is there and means nothing: no Phi-3 has biases.

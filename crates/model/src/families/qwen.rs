@@ -1,7 +1,7 @@
 //! Qwen 2 and 2.5 (biases on q, k, v) and Qwen 3 (norms of q and k by head).
 
-use crate::files::gguf::Gguf;
 use super::{Defaults, Family, llama_like, set_windows, sliding_window};
+use crate::files::gguf::Gguf;
 use crate::files::{Fields, Result};
 use crate::spec::{DecoderSpec, QkNorm};
 
@@ -27,7 +27,8 @@ pub(super) const QWEN3: Family = Family {
     models: "Qwen 3",
     fields: FIELDS,
     describe: |fields| {
-        let defaults = Defaults { max_position_embeddings: 32_768, head_dim: Some(128), ..Defaults::default() };
+        let defaults =
+            Defaults { max_position_embeddings: 32_768, head_dim: Some(128), ..Defaults::default() };
         let mut spec = qwen(fields, defaults)?;
         spec.qk_norm = QkNorm::Heads;
         Ok(spec)

@@ -34,7 +34,8 @@ pub(super) fn read(
     };
     let dim = (head_dim as f64 * part) as usize;
     if part > 1.0 || dim == 0 || !dim.is_multiple_of(2) {
-        let detail = format!("is {part}, which turns {dim} of a head's {head_dim} numbers; it must be an even part");
+        let detail =
+            format!("is {part}, which turns {dim} of a head's {head_dim} numbers; it must be an even part");
         return Err(fields.wrong("partial_rotary_factor", detail));
     }
     let scaling = section.scaling(dim, positions)?;
@@ -54,7 +55,8 @@ pub(super) fn local(fields: &Fields<'_>, head_dim: usize, default_theta: f64) ->
         Some(map) => {
             let section = Section { fields, key: "rope_parameters", map: Some(map) };
             if section.scaling(head_dim, 1)? != RopeScaling::None {
-                return Err(fields.wrong("rope_parameters", "scales the layers with a window, which is not implemented"));
+                return Err(fields
+                    .wrong("rope_parameters", "scales the layers with a window, which is not implemented"));
             }
             section.positive("rope_theta")?
         }
@@ -127,7 +129,8 @@ impl Section<'_, '_> {
 
     fn divisors(&self, name: &str, pairs: usize) -> Result<Vec<f32>> {
         let list = self.get(name).and_then(Value::as_array);
-        let numbers: Option<Vec<f32>> = list.and_then(|l| l.iter().map(|v| v.as_f64().map(|x| x as f32)).collect());
+        let numbers: Option<Vec<f32>> =
+            list.and_then(|l| l.iter().map(|v| v.as_f64().map(|x| x as f32)).collect());
         match numbers.filter(|n| n.len() == pairs && n.iter().all(|x| x.is_finite() && *x > 0.0)) {
             Some(numbers) => Ok(numbers),
             None => self.wrong(format!("has no {name} of {pairs} positive numbers, which longrope needs")),
@@ -172,7 +175,8 @@ impl Section<'_, '_> {
         if let Some((name, value)) = fields.filter(|(_, v)| !v.is_null()).find(|(name, _)| unread(name)) {
             // The kinds of layers of Gemma 3 stand beside one another.
             if !(value.is_object() && name.ends_with("_attention")) {
-                return self.wrong(format!("has {name} = {value}, which is not implemented for rope_type `{kind}`"));
+                return self
+                    .wrong(format!("has {name} = {value}, which is not implemented for rope_type `{kind}`"));
             }
         }
         Ok(scaling)
@@ -185,7 +189,11 @@ impl Section<'_, '_> {
             None => positions as f64 / original as f64,
         };
         let mscale = |scale: f64, m: f64| if scale <= 1.0 { 1.0 } else { 0.1 * m * scale.ln() + 1.0 };
-        let attention_factor = match (self.positive("attention_factor")?, self.positive("mscale")?, self.positive("mscale_all_dim")?) {
+        let attention_factor = match (
+            self.positive("attention_factor")?,
+            self.positive("mscale")?,
+            self.positive("mscale_all_dim")?,
+        ) {
             (Some(given), _, _) => given,
             (None, Some(m), Some(all)) => mscale(factor, m) / mscale(factor, all),
             _ => mscale(factor, 1.0),

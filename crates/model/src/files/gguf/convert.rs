@@ -114,7 +114,8 @@ impl Metadata<'_> {
             Some("yarn") => {
                 rope["rope_type"] = json!("yarn");
                 rope["factor"] = json!(factor.unwrap_or(1.0));
-                rope["original_max_position_embeddings"] = json!(self.required("rope.scaling.original_context_length")?);
+                rope["original_max_position_embeddings"] =
+                    json!(self.required("rope.scaling.original_context_length")?);
                 for (ours, theirs) in [
                     ("attention_factor", "rope.scaling.attn_factor"),
                     ("beta_fast", "rope.scaling.yarn_beta_fast"),
@@ -127,7 +128,9 @@ impl Metadata<'_> {
             }
             Some("longrope") => {}
             Some(other) => {
-                return Err(self.wrong("rope.scaling.type", format!("is `{other}`, which is not implemented")));
+                return Err(
+                    self.wrong("rope.scaling.type", format!("is `{other}`, which is not implemented"))
+                );
             }
         }
         if let Some(divisors) = self.tensor("rope_freqs.weight")? {
@@ -173,7 +176,8 @@ impl Metadata<'_> {
         rope["rope_type"] = json!("longrope");
         rope["long_factor"] = json!(long);
         rope["short_factor"] = json!(short);
-        rope["original_max_position_embeddings"] = json!(self.required("rope.scaling.original_context_length")?);
+        rope["original_max_position_embeddings"] =
+            json!(self.required("rope.scaling.original_context_length")?);
         if let Some(factor) = self.number("rope.scaling.attn_factor")? {
             rope["attention_factor"] = json!(factor);
         }

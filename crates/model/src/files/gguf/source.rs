@@ -39,8 +39,10 @@ impl GgufSource {
                 continue;
             }
             let Some((name, change)) = hugging_face(&tensor.name, &config.spec, interleaved) else {
-                let detail =
-                    format!("has no place in a {}; the model is of a kind that is not supported", config.family.class);
+                let detail = format!(
+                    "has no place in a {}; the model is of a kind that is not supported",
+                    config.family.class
+                );
                 return Err(Error::tensor(file.path(), &tensor.name, detail));
             };
             let heads = match change {
