@@ -184,7 +184,7 @@ fn a_configuration_that_is_not_a_model_s_is_named_with_its_field() {
         ("hidden_size", json!("many")),
         ("num_attention_heads", json!(0)),
         ("num_key_value_heads", json!(2)),
-        ("hidden_act", json!("gelu")),
+        ("hidden_act", json!("relu")),
         ("vocab_size", json!(u64::MAX)),
     ] {
         place.copy_model(BASE, "m");
