@@ -16,6 +16,7 @@ mod noise;
 mod norm;
 mod rope;
 mod softcap;
+mod softmax;
 mod split;
 
 pub use adamw::{AdamW, adamw_step};

@@ -7,6 +7,7 @@ use super::{AttentionConfig, Documents};
 use crate::Real;
 use crate::gemm::{Mat, MatMut, Threads, matmul};
 use crate::ops::softcap::Softcap;
+use crate::ops::softmax::{exponentials, largest};
 
 /// Queries and keys per block: the scores of a block stay in the first-level cache's reach.
 const BLOCK: usize = 64;
@@ -117,18 +118,14 @@ fn forward_block<R: Real>(
                 score.iter_mut().for_each(|s| *s = cap.apply(*s));
             }
             mask(score, k0, visible.first(position), position);
-            let block_max = score.iter().copied().fold(R::neg_infinity(), |a, b| if b > a { b } else { a });
+            let block_max = largest(score);
             let new_max = if block_max > max[i] { block_max } else { max[i] };
             if new_max == R::neg_infinity() && !score.iter().any(|s| s.is_nan()) {
                 score.fill(R::zero());
                 continue;
             }
             let correction = (max[i] - new_max).exp_fast();
-            let mut block_sum = R::zero();
-            for s in score.iter_mut() {
-                *s = (*s - new_max).exp_fast();
-                block_sum += *s;
-            }
+            let block_sum = exponentials(score, new_max);
             sum[i] = sum[i] * correction + block_sum;
             max[i] = new_max;
             out[i * dim..(i + 1) * dim].iter_mut().for_each(|o| *o *= correction);

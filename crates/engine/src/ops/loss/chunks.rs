@@ -8,6 +8,7 @@ use super::adapter::{HeadAdapter, Outputs};
 use super::logits::LogitMap;
 use crate::error::Result;
 use crate::gemm::{Mat, MatMut, Threads, matmul};
+use crate::ops::softmax::{exponentials, largest};
 use crate::{FrozenWeight, ParamId, Real, Tensor};
 
 /// Logits that are in memory at a time: rows × vocabulary elements.
@@ -125,18 +126,13 @@ impl<'a, R: Real> Run<'a, R> {
 
 /// The loss of one row of logits and whether its maximum is the target; the row becomes softmax − onehot if asked.
 fn cross_entropy_row<R: Real>(row: &mut [R], target: usize, want_grad: bool) -> (f64, bool) {
-    let max = row.iter().copied().fold(R::neg_infinity(), |a, b| if b > a { b } else { a });
+    let max = largest(row);
     let at_target = row[target];
     // A first maximum before the target makes the prediction wrong, as argmax does.
     let correct = at_target == max && row[..target].iter().all(|&l| l < max);
     let mut sum = 0.0;
     for part in row.chunks_mut(1024) {
-        let mut s = R::zero();
-        for l in part.iter_mut() {
-            *l = (*l - max).exp_fast();
-            s += *l;
-        }
-        sum += s.f64();
+        sum += exponentials(part, max).f64();
     }
     if want_grad {
         let scale = R::of(1.0 / sum);
