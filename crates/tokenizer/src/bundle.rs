@@ -75,14 +75,15 @@ impl TokenizerBundle {
         };
         let (bos, eos, pad, unk) =
             (special(&parts.bos), special(&parts.eos), special(&parts.pad), special(&parts.unk));
-        let post_processor = match parts.adds {
-            // transformers 5 rebuilds the post-processor when the configuration says either explicitly.
-            Some((add_bos, add_eos)) => {
+        // tokenizer.json decides. transformers 5 leaves `add_bos_token` and `add_eos_token` unread beside it; here they count
+        // where it says nothing.
+        let post_processor = match (tokenizer.get_post_processor(), parts.adds) {
+            (None, Some((add_bos, add_eos))) => {
                 let bos = bos.as_ref().filter(|_| add_bos);
                 let eos = eos.as_ref().filter(|_| add_eos);
                 config::template_post_processor(bos, eos).map_err(build)?
             }
-            None => tokenizer.get_post_processor().cloned(),
+            (post_processor, _) => post_processor.cloned(),
         };
         tokenizer.with_post_processor(None::<PostProcessorWrapper>);
         let vocab_size = tokenizer.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);

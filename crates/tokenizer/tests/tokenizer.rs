@@ -143,8 +143,13 @@ fn add_bos_and_add_eos_of_the_file_are_obeyed() {
     assert_eq!(with(None, Some(true)), 3);
     let config = json!({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "add_eos_token": true});
     let text = std::fs::read_to_string(goldens().join("folder/tokenizer.json")).unwrap();
-    let bundle = TokenizerBundle::from_parts(&text, config).unwrap();
-    // As transformers 5: stating one of the two makes the other false.
+    // As in transformers 5, tokenizer.json's own post-processor wins; without one, stating one of the two makes the other
+    // false.
+    let bundle = TokenizerBundle::from_parts(&text, config.clone()).unwrap();
+    assert!(bundle.add_bos && !bundle.add_eos);
+    let mut silent: Value = serde_json::from_str(&text).unwrap();
+    silent["post_processor"] = Value::Null;
+    let bundle = TokenizerBundle::from_parts(&silent.to_string(), config).unwrap();
     assert!(!bundle.add_bos && bundle.add_eos);
 }
 
