@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use loratune_engine::{DType, Gradients, Mode, Params, Tape};
 use loratune_model::decoder::{Dtypes, Trained};
 use loratune_model::families::FAMILIES;
-use loratune_model::files::ModelFiles;
+use loratune_model::files::{ModelConfig, ModelFiles};
 use loratune_model::generate::{Sampling, generate};
-use loratune_model::{Batch, Decoder, load};
+use loratune_model::rope::RopeScaling;
+use loratune_model::{Batch, Decoder, DecoderSpec, load};
 use safetensors::SafeTensors;
 
 /// Largest absolute error of a logit, and of a gradient as a part of its tensor's largest.
@@ -225,4 +226,42 @@ fn every_family_has_a_case() {
     for family in FAMILIES {
         assert!(seen.contains(&family.class), "{} has no golden", family.class);
     }
+}
+
+/// The description of a case's configuration, changed.
+fn changed(case: &str, change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>)) -> DecoderSpec {
+    let path = goldens().join(case).join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(config.as_object_mut().unwrap());
+    ModelConfig::from_value(&config, &path).unwrap_or_else(|e| panic!("{e}")).spec
+}
+
+#[test]
+fn what_a_configuration_leaves_out_is_what_transformers_class_says() {
+    use serde_json::json;
+    // Windows of SmolLM 3 are on the layers without rotary embeddings.
+    let spec = changed("smollm3", |c| {
+        c.remove("layer_types");
+        c.insert("use_sliding_window".into(), json!(true));
+        c.insert("sliding_window".into(), json!(5));
+    });
+    assert!(spec.layers.iter().any(|l| l.window.is_some()));
+    assert!(spec.layers.iter().all(|l| l.window.is_some() == l.rope.is_none()), "{:?}", spec.layers);
+    // Key and value heads: missing is the class's number, null as many as queries.
+    let heads = |c: &mut serde_json::Map<String, serde_json::Value>| {
+        c.insert("num_attention_heads".into(), json!(16));
+        c.remove("num_key_value_heads");
+    };
+    assert_eq!(changed("mistral-window", heads).num_kv_heads, 8);
+    let null = |c: &mut serde_json::Map<String, serde_json::Value>| {
+        heads(c);
+        c.insert("num_key_value_heads".into(), json!(null));
+    };
+    assert_eq!(changed("mistral-window", null).num_kv_heads, 16);
+    assert_eq!(changed("llama3", heads).num_kv_heads, 16);
+    // The original context at the top level goes before the one inside.
+    let spec = changed("llama-yarn", |c| {
+        c.insert("original_max_position_embeddings".into(), json!(11));
+    });
+    assert!(matches!(spec.ropes[0].scaling, RopeScaling::Yarn { original: 11, .. }), "{:?}", spec.ropes);
 }

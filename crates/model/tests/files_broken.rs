@@ -298,7 +298,7 @@ fn configuration_fields_that_cannot_be_obeyed_are_refused_by_name() {
         ("architectures", json!(["MambaForCausalLM"])),
         ("model_type", json!("qwen2")),
         ("hidden_act", json!("relu")),
-        ("pretraining_tp", json!(2)),
+        ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0, "rope_theta": 1.0})),
         ("quantization_config", json!({"bits": 4})),
         ("rope_parameters", json!({"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0})),
         ("rope_parameters", json!({"rope_type": "default", "rope_theta": -1})),

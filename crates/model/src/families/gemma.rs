@@ -17,7 +17,8 @@ pub(super) const GEMMA: Family = Family {
     models: "Gemma 1, CodeGemma",
     fields: &["hidden_activation"],
     describe: |fields| {
-        let mut spec = gemma(fields, Defaults { max_position_embeddings: 8192, ..defaults() })?;
+        let mut spec =
+            gemma(fields, Defaults { max_position_embeddings: 8192, kv_heads: Some(16), ..defaults() })?;
         // The first configurations said `gelu` and were trained with its approximation; so transformers takes it.
         spec.activation = match (fields.text("hidden_activation")?, fields.text("hidden_act")?) {
             (Some(_), _) => activation(fields, "hidden_activation", Activation::GeluTanh)?,
@@ -63,8 +64,16 @@ pub(super) const GEMMA2: Family = Family {
             let set =
                 |config: &mut Map<String, Value>, name: &str, value: Value| config.insert(name.into(), value);
             set(config, "sliding_window", json!(metadata.whole("attention.sliding_window")?.unwrap_or(4096)));
-            set(config, "attn_logit_softcapping", json!(metadata.number("attn_logit_softcapping")?));
-            set(config, "final_logit_softcapping", json!(metadata.number("final_logit_softcapping")?));
+            set(
+                config,
+                "attn_logit_softcapping",
+                json!(metadata.number("attn_logit_softcapping")?.unwrap_or(50.0)),
+            );
+            set(
+                config,
+                "final_logit_softcapping",
+                json!(metadata.number("final_logit_softcapping")?.unwrap_or(30.0)),
+            );
             Ok(())
         },
     }),
@@ -129,7 +138,8 @@ pub(super) const GEMMA3: Family = Family {
                     "sliding_attention": {"rope_theta": local, "rope_type": "default"},
                 }),
             );
-            config.insert("sliding_window".into(), json!(metadata.whole("attention.sliding_window")?));
+            let window = metadata.whole("attention.sliding_window")?.filter(|&n| n > 0);
+            config.insert("sliding_window".into(), json!(window));
             if let Some(pattern) = metadata.whole("attention.sliding_window_pattern")? {
                 config.insert("sliding_window_pattern".into(), json!(pattern));
             }
@@ -159,7 +169,7 @@ fn attention_scale(metadata: &Metadata<'_>, config: &mut Map<String, Value>, lar
 }
 
 fn defaults() -> Defaults {
-    Defaults { tie_word_embeddings: true, head_dim: Some(256), ..Defaults::default() }
+    Defaults { tie_word_embeddings: true, head_dim: Some(256), kv_heads: Some(4), ..Defaults::default() }
 }
 
 fn gemma(fields: &Fields<'_>, defaults: Defaults) -> Result<DecoderSpec> {

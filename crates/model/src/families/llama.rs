@@ -8,10 +8,9 @@ pub(super) const LLAMA: Family = Family {
     class: "LlamaForCausalLM",
     model_type: "llama",
     models: "Llama 1 to 3.2, TinyLlama, SmolLM, SmolLM 2, Yi, …",
+    // How it was trained; transformers no longer computes anything by it.
     fields: &["pretraining_tp"],
     describe: |fields| {
-        // A product in slices: the same numbers up to rounding, but not the same bits.
-        fields.only("pretraining_tp", 1.0)?;
         let mut spec = llama_like(fields, &Defaults::default())?;
         no_windows(&mut spec, fields)?;
         Ok(spec)

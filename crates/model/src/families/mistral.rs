@@ -8,7 +8,8 @@ pub(super) const MISTRAL: Family = Family {
     models: "Mistral 7B v0.1 to v0.3, Nemo, Zephyr",
     fields: &["sliding_window"],
     describe: |fields| {
-        let defaults = Defaults { max_position_embeddings: 4096 * 32, ..Defaults::default() };
+        let defaults =
+            Defaults { max_position_embeddings: 4096 * 32, kv_heads: Some(8), ..Defaults::default() };
         let mut spec = llama_like(fields, &defaults)?;
         let window = sliding_window(fields, Some(4096))?;
         set_windows(&mut spec, fields, window, |_| true)?;

@@ -120,6 +120,10 @@ struct Defaults {
     tie_word_embeddings: bool,
     head_dim: Option<usize>,
     max_position_embeddings: usize,
+    /// Key and value heads where the field is missing (null is as many as queries).
+    kv_heads: Option<usize>,
+    /// Context before it was stretched, where neither place says it.
+    original_positions: Option<usize>,
     /// Rotary embeddings may turn part of a head only.
     partial_rope: bool,
 }
@@ -133,6 +137,8 @@ impl Default for Defaults {
             tie_word_embeddings: false,
             head_dim: None,
             max_position_embeddings: 2048,
+            kv_heads: None,
+            original_positions: None,
             partial_rope: false,
         }
     }
@@ -158,7 +164,7 @@ fn llama_like(fields: &Fields<'_>, defaults: &Defaults) -> Result<DecoderSpec> {
     let positions = fields
         .optional_size("max_position_embeddings", most::POSITIONS)?
         .unwrap_or(defaults.max_position_embeddings);
-    let (rope, max_positions) = rope::read(fields, head_dim, defaults.rope_theta, positions)?;
+    let (rope, max_positions) = rope::read(fields, head_dim, defaults, positions)?;
     if rope.dim != head_dim && !defaults.partial_rope {
         let detail = "turns part of a head only, which models of this family do not";
         return Err(fields.wrong("partial_rotary_factor", detail));
@@ -169,7 +175,10 @@ fn llama_like(fields: &Fields<'_>, defaults: &Defaults) -> Result<DecoderSpec> {
         hidden_size,
         intermediate_size: fields.size("intermediate_size", most::INTERMEDIATE)?,
         num_heads,
-        num_kv_heads: fields.optional_size("num_key_value_heads", most::HEADS)?.unwrap_or(num_heads),
+        num_kv_heads: match fields.map.contains_key("num_key_value_heads") {
+            true => fields.optional_size("num_key_value_heads", most::HEADS)?.unwrap_or(num_heads),
+            false => defaults.kv_heads.unwrap_or(num_heads),
+        },
         head_dim,
         max_positions,
         tied_head: fields.flag_or("tie_word_embeddings", defaults.tie_word_embeddings)?,
@@ -266,7 +275,7 @@ fn sliding_window(fields: &Fields<'_>, default: Option<usize>) -> Result<Option<
     }
 }
 
-/// A cap of logits or scores: absent, null and 0 are none.
+/// A cap of logits or scores: null is none.
 fn softcap(fields: &Fields<'_>, name: &str, default: Option<f64>) -> Result<Option<f64>> {
     match fields.map.get(name) {
         None => Ok(default),

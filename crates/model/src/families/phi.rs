@@ -18,6 +18,7 @@ pub(super) const PHI3: Family = Family {
             rms_norm_eps: 1e-5,
             max_position_embeddings: 4096,
             partial_rope: true,
+            original_positions: Some(4096),
             ..Defaults::default()
         };
         let mut spec = llama_like(fields, &defaults)?;
@@ -35,7 +36,9 @@ pub(super) const PHI3: Family = Family {
         keys: &["attention.sliding_window"],
         interleaved: false,
         extend: |metadata, config| {
-            config.insert("sliding_window".into(), json!(metadata.whole("attention.sliding_window")?));
+            // 0 is none.
+            let window = metadata.whole("attention.sliding_window")?.filter(|&n| n > 0);
+            config.insert("sliding_window".into(), json!(window));
             // llama.cpp writes it for every Phi-3, stretched or not.
             if let Some(original) = metadata.whole("rope.scaling.original_context_length")? {
                 config.insert("original_max_position_embeddings".into(), json!(original));

@@ -13,7 +13,10 @@ pub(super) const QWEN2: Family = Family {
     models: "Qwen 2, Qwen 2.5",
     fields: FIELDS,
     describe: |fields| {
-        let mut spec = qwen(fields, Defaults { max_position_embeddings: 32_768, ..Defaults::default() })?;
+        let mut spec = qwen(
+            fields,
+            Defaults { max_position_embeddings: 32_768, kv_heads: Some(32), ..Defaults::default() },
+        )?;
         spec.attention.qkv_bias = true;
         spec.attention.output_bias = false;
         Ok(spec)
@@ -27,8 +30,12 @@ pub(super) const QWEN3: Family = Family {
     models: "Qwen 3",
     fields: FIELDS,
     describe: |fields| {
-        let defaults =
-            Defaults { max_position_embeddings: 32_768, head_dim: Some(128), ..Defaults::default() };
+        let defaults = Defaults {
+            max_position_embeddings: 32_768,
+            kv_heads: Some(32),
+            head_dim: Some(128),
+            ..Defaults::default()
+        };
         let mut spec = qwen(fields, defaults)?;
         spec.qk_norm = QkNorm::Heads;
         Ok(spec)

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::most;
+use super::{Defaults, most};
 use crate::files::{Fields, Result};
 use crate::rope::{RopeScaling, RopeSpec};
 
@@ -12,16 +12,17 @@ use crate::rope::{RopeScaling, RopeSpec};
 pub(super) fn read(
     fields: &Fields<'_>,
     head_dim: usize,
-    default_theta: f64,
+    defaults: &Defaults,
     positions: usize,
 ) -> Result<(RopeSpec, usize)> {
     let (key, map) = section(fields, "full_attention")?;
-    let section = Section { fields, key, map };
+    let section = Section { fields, key, map, original: defaults.original_positions };
+    let default_theta = defaults.rope_theta;
     let theta = match section.positive("rope_theta")? {
         Some(theta) => theta,
         None => {
             let parameters = fields.map.get("rope_parameters").and_then(Value::as_object);
-            let other = Section { fields, key: "rope_parameters", map: parameters };
+            let other = Section { fields, key: "rope_parameters", map: parameters, original: None };
             match other.positive("rope_theta")? {
                 Some(theta) => theta,
                 None => fields.positive("rope_theta", default_theta)?,
@@ -39,6 +40,9 @@ pub(super) fn read(
         return Err(fields.wrong("partial_rotary_factor", detail));
     }
     let scaling = section.scaling(dim, positions)?;
+    if matches!(scaling, RopeScaling::Yarn { .. }) && theta <= 1.0 {
+        return Err(fields.wrong(key, format!("has the base rope_theta {theta}, which yarn needs above 1")));
+    }
     let stretched = |original: usize, factor: f64| positions.max((original as f64 * factor) as usize);
     let max_positions = match &scaling {
         RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor, .. } => stretched(positions, *factor),
@@ -53,7 +57,7 @@ pub(super) fn local(fields: &Fields<'_>, head_dim: usize, default_theta: f64) ->
     let nested = fields.map.get("rope_parameters").and_then(|v| v.get("sliding_attention"));
     let theta = match nested.and_then(Value::as_object) {
         Some(map) => {
-            let section = Section { fields, key: "rope_parameters", map: Some(map) };
+            let section = Section { fields, key: "rope_parameters", map: Some(map), original: None };
             if section.scaling(head_dim, 1)? != RopeScaling::None {
                 return Err(fields
                     .wrong("rope_parameters", "scales the layers with a window, which is not implemented"));
@@ -88,6 +92,8 @@ struct Section<'f, 'a> {
     fields: &'f Fields<'a>,
     key: &'static str,
     map: Option<&'a Map<String, Value>>,
+    /// The family's original context.
+    original: Option<usize>,
 }
 
 impl Section<'_, '_> {
@@ -117,9 +123,10 @@ impl Section<'_, '_> {
     /// The context that the model was trained on before it was stretched.
     fn original(&self, otherwise: Option<usize>) -> Result<usize> {
         let name = "original_max_position_embeddings";
-        let given = match self.positive(name)? {
-            Some(n) => Some(n as usize),
-            None => self.fields.optional_size(name, most::POSITIONS)?.or(otherwise),
+        // The top level goes first, as in transformers.
+        let given = match self.fields.optional_size(name, most::POSITIONS)? {
+            Some(n) => Some(n),
+            None => self.positive(name)?.map(|n| n as usize).or(self.original).or(otherwise),
         };
         match given.filter(|&n| n >= 2) {
             Some(n) => Ok(n),
@@ -228,6 +235,17 @@ impl Section<'_, '_> {
     }
 }
 
-const YARN: &[&str] =
-    &["attention_factor", "beta_fast", "beta_slow", "factor", "mscale", "mscale_all_dim", "truncate"];
+/// Among them what some files say and transformers does not read.
+const YARN: &[&str] = &[
+    "attention_factor",
+    "attn_factor",
+    "beta_fast",
+    "beta_slow",
+    "extrapolation_factor",
+    "factor",
+    "finetuned",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+];
 const LONGROPE: &[&str] = &["attention_factor", "factor", "long_factor", "short_factor"];

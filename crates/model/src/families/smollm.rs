@@ -19,6 +19,7 @@ pub(super) const SMOLLM3: Family = Family {
             rope_theta: 2_000_000.0,
             max_position_embeddings: 32_768,
             tie_word_embeddings: true,
+            kv_heads: Some(4),
             ..Defaults::default()
         };
         let mut spec = llama_like(fields, &defaults)?;
@@ -36,7 +37,8 @@ pub(super) const SMOLLM3: Family = Family {
             true => sliding_window(fields, None)?,
             false => None,
         };
-        set_windows(&mut spec, fields, window, |layer| rotated[layer])?;
+        // The layers that see everything are those with rotary embeddings.
+        set_windows(&mut spec, fields, window, |layer| !rotated[layer])?;
         for (layer, &rotated) in spec.layers.iter_mut().zip(&rotated) {
             layer.rope = rotated.then_some(0);
         }

@@ -32,6 +32,7 @@ const HARMLESS: &[&str] = &[
     "label2id",
     "length_penalty",
     "max_length",
+    "max_sequence_length",
     "max_window_layers",
     "min_length",
     "model_name",

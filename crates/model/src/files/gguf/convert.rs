@@ -22,6 +22,9 @@ pub(crate) struct Gguf {
     pub extend: fn(&Metadata<'_>, &mut Map<String, Value>) -> Result<()>,
 }
 
+/// Far above any head's width.
+const MOST_HEAD_DIM: u64 = 1 << 16;
+
 /// Keys that don't change what a decoder computes, or that are read below.
 const KNOWN: &[&str] = &[
     "attention.head_count",
@@ -40,6 +43,7 @@ const KNOWN: &[&str] = &[
     "rope.scaling.original_context_length",
     "rope.scaling.type",
     "rope.scaling.attn_factor",
+    "rope.scaling.yarn_attn_factor",
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
     "tensor_data_layout",
@@ -101,13 +105,19 @@ impl Metadata<'_> {
         let theta = self.number("rope.freq_base")?.unwrap_or(10_000.0);
         let mut rope = json!({"rope_theta": theta, "rope_type": "default"});
         let turned = self.whole("rope.dimension_count")?.unwrap_or(head_dim);
+        if turned == 0 || turned > head_dim || head_dim > MOST_HEAD_DIM {
+            let detail = format!("is {turned}, but a head is {head_dim} wide; it must be from 1 to that");
+            return Err(self.wrong("rope.dimension_count", detail));
+        }
         if turned != head_dim {
             rope["partial_rotary_factor"] = json!(turned as f64 / head_dim as f64);
         }
         let factor = self.number("rope.scaling.factor")?;
         match self.text("rope.scaling.type") {
-            None | Some("none") => {}
-            Some("linear") => {
+            Some("none") => {}
+            None if factor.is_none_or(|f| f == 1.0) => {}
+            // llama.cpp's default.
+            None | Some("linear") => {
                 rope["rope_type"] = json!("linear");
                 rope["factor"] = json!(factor.unwrap_or(1.0));
             }
@@ -116,8 +126,13 @@ impl Metadata<'_> {
                 rope["factor"] = json!(factor.unwrap_or(1.0));
                 rope["original_max_position_embeddings"] =
                     json!(self.required("rope.scaling.original_context_length")?);
+                // llama.cpp multiplies by it what YaRN scales by anyway.
+                if let Some(times) = self.number("rope.scaling.attn_factor")? {
+                    let factor = factor.unwrap_or(1.0).max(1.0);
+                    rope["attention_factor"] = json!(times * (0.1 * factor.ln() + 1.0));
+                }
                 for (ours, theirs) in [
-                    ("attention_factor", "rope.scaling.attn_factor"),
+                    ("attention_factor", "rope.scaling.yarn_attn_factor"),
                     ("beta_fast", "rope.scaling.yarn_beta_fast"),
                     ("beta_slow", "rope.scaling.yarn_beta_slow"),
                 ] {
@@ -144,6 +159,10 @@ impl Metadata<'_> {
     /// among the ones in use; others are said as longrope with the same divisors at any length, which computes the same.
     fn llama3(&self, rope: &mut Value, theta: f64, turned: u64, divisors: &[f32]) -> Result<()> {
         let dim = usize::try_from(turned).unwrap_or(0);
+        if divisors.len() != dim / 2 {
+            let detail = format!("has {} numbers for {} pairs", divisors.len(), dim / 2);
+            return Err(Error::tensor(self.file.path(), "rope_freqs.weight", detail));
+        }
         let (plain, _) = RopeSpec::plain(dim, theta).frequencies(1);
         for factor in [8.0, 32.0, 2.0, 4.0, 16.0, 64.0] {
             let scaling =
@@ -294,6 +313,10 @@ impl GgufFile {
     pub fn hf_config(&self) -> Result<Value> {
         let (family, gguf) = self.family()?;
         let metadata = Metadata { file: self, gguf };
+        if metadata.whole("expert_count")?.is_some_and(|n| n > 1) {
+            let detail = "makes this a mixture of experts; loratune trains dense decoders only";
+            return Err(metadata.wrong("expert_count", detail));
+        }
         metadata.refuse_unsupported()?;
         let mut config = metadata.config(family)?;
         (gguf.extend)(&metadata, &mut config)?;
