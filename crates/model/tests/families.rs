@@ -250,6 +250,7 @@ fn what_a_configuration_leaves_out_is_what_transformers_class_says() {
     // Key and value heads: missing is the class's number, null as many as queries.
     let heads = |c: &mut serde_json::Map<String, serde_json::Value>| {
         c.insert("num_attention_heads".into(), json!(16));
+        c.insert("head_dim".into(), json!(4));
         c.remove("num_key_value_heads");
     };
     assert_eq!(changed("mistral-window", heads).num_kv_heads, 8);
