@@ -75,6 +75,7 @@ pub(crate) const COMMON: &[&str] = &[
     "num_attention_heads",
     "num_hidden_layers",
     "num_key_value_heads",
+    "original_max_position_embeddings",
     "pad_token_id",
     "partial_rotary_factor",
     "rms_norm_eps",
