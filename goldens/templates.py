@@ -17,9 +17,10 @@ folder from the environment variable LORATUNE_FAMILIES and count themselves as s
 and hashes (FNV-1a, 64 bits) of texts, never the texts of templates.
 
 * crates/tokenizer/tests/goldens/families.json: ids with and without special tokens, and hashes of decoded texts.
-* crates/data/tests/goldens/families.json: for each template and conversation the hashes of the rendering, with and without
+* crates/data/tests/goldens/families.json: for each template and conversation the hash of the rendering, without and with
   generation prompt, or of the message that it raises, and the byte spans of the responses: those of `{% generation %}`
-  blocks where there are any, otherwise what `spans_by_hand` reads off the markers that the family documents.
+  blocks where there are any, otherwise what `spans_by_hand` reads off the family's markers. For some tokenizers with their
+  templates also the hashes of `apply_chat_template`'s ids and of its assistant mask.
 """
 
 import json
@@ -141,9 +142,213 @@ def pretty(value, depth):
     return "{\n" + ",\n".join(lines) + "\n}"
 
 
+
+# ---------------------------------------------------------------- our own conversations
+
+def u(text):
+    return {"role": "user", "content": text}
+
+
+def a(text, *calls, **more):
+    return {"role": "assistant", "content": text, **({"tool_calls": list(calls)} if calls else {}), **more}
+
+
+def s(text):
+    return {"role": "system", "content": text}
+
+
+def call(name, number, **arguments):
+    return {"type": "function", "id": f"call{number:05}", "function": {"name": name, "arguments": arguments}}
+
+
+def result(text, number, name):
+    return {"role": "tool", "content": text, "tool_call_id": f"call{number:05}", "name": name}
+
+
+TOOLS = [
+    {"type": "function", "function": {
+        "name": "get_weather", "description": "Current weather, \"now\" <in> Zürich & elsewhere",
+        "parameters": {"type": "object", "required": ["city"], "properties": {
+            "city": {"type": "string", "description": "A city's name"},
+            "unit": {"type": "string", "enum": ["celsius", "fahrenheit"], "default": "celsius"},
+            "days": {"type": "integer", "description": "How many", "default": 1},
+            "precision": {"type": "number", "default": 1e-05}, "fine": {"type": "boolean", "default": False},
+            "tags": {"type": "array", "items": {"type": "string"}},
+            "nested": {"type": "object", "properties": {"z": {"type": "string"}, "a": {"type": ["string", "null"]}}}}},
+        "return": {"type": "object"}}},
+    {"type": "function", "function": {"name": "now", "description": "The time", "parameters": {"type": "object", "properties": {}}}},
+]
+WEATHER = call("get_weather", 1, city="Zürich", days=2)
+EVERYTHING = call("get_weather", 2, city="São \"P\" <x>", fine=True, unit=None, precision=1.5, tags=["a", "b"], nested={"z": "1", "a": [False]})
+NOW = call("now", 3)
+# Name: (messages, whether tools are given, variables).
+CASES = {
+    "one": ([u("Hi there"), a("Hello, friend.")], False, {}),
+    "three": ([u("Hi"), a("Hello."), u("And you?"), a("Fine.\n\nThanks."), u("Bye"), a("Bye.")], False, {}),
+    "system": ([s("Be brief."), u("Hi"), a("Hello."), u("More"), a("Bye.")], False, {}),
+    "same": ([u("Hi"), a("Hi"), u("Hi"), a("Hi")], False, {}),
+    "padded": ([s("  Be brief.\n"), u("  Hi \n"), a("\n\n  Hello.  \n"), u("\tagain "), a(" yes ")], False, {}),
+    "unicode": ([u("Grüße 你好 🙂"), a("Ça va 🙂🙃"), u("e\u0301"), a("再见")], False, {}),
+    "ends_with_user": ([u("Hi"), a("Hello."), u("More")], False, {}),
+    "starts_with_answer": ([a("Hello."), u("Hi"), a("Bye.")], False, {}),
+    "two_answers": ([u("Hi"), a("Hello."), a("Again.")], False, {}),
+    "two_questions": ([u("Hi"), u("Anyone?"), a("Hello.")], False, {}),
+    "late_system": ([u("Hi"), a("Hello."), s("Be brief."), u("More"), a("Bye.")], False, {}),
+    "empty_answer": ([u("Say nothing"), a(""), u("Say something"), a("something")], False, {}),
+    "thinking": ([u("2+2?"), a("<think>\nadd\n</think>\n\n4"), u("3+3?"), a("<think>\nadd again\n</think>\n\n6")], False, {}),
+    "reasoning": ([u("2+2?"), a("4", reasoning_content="add"), u("3+3?"), a("6", reasoning_content="again")], False, {}),
+    "thinking_off": ([u("2+2?"), a("4"), u("3+3?"), a("6")], False, {"enable_thinking": False}),
+    "thinking_on": ([u("2+2?"), a("4"), u("3+3?"), a("6")], False, {"enable_thinking": True}),
+    "date": ([s("Be brief."), u("Hi"), a("Hello.")], False, {"date_string": "01 Feb 2024", "today_date": "01 Feb 2024"}),
+    "tools_unused": ([u("Hi"), a("Hello.")], True, {}),
+    "tools_system": ([s("Be brief."), u("Hi"), a("Hello.")], True, {}),
+    "tool": ([u("Weather?"), a("", WEATHER), result("15 degrees", 1, "get_weather"), a("It is 15 degrees.")], True, {}),
+    "tool_last": ([s("Use tools."), u("Weather?"), a("", WEATHER)], True, {}),
+    "tool_types": ([u("Weather?"), a("", EVERYTHING), result("15", 2, "get_weather"), a("15."), u("Thanks"), a("Welcome.")], True, {}),
+    "tool_json": ([u("Weather?"), a("", WEATHER), result("{\"temp\": 15, \"in\": \"Zürich\"}", 1, "get_weather"), a("15.")], True, {}),
+    "tool_content": ([u("Weather?"), a("Looking.", WEATHER), result("15", 1, "get_weather"), a("15.")], True, {}),
+    "tool_null": ([u("Weather?"), a(None, WEATHER), result("15", 1, "get_weather"), a("15.")], True, {}),
+    "tool_two": ([u("Weather?"), a("", WEATHER, NOW), result("15", 1, "get_weather"), result("noon", 3, "now"), a("15 at noon.")], True, {}),
+    "tool_steps": ([u("Weather?"), a("", NOW), result("noon", 3, "now"), a("", WEATHER), result("15", 1, "get_weather"),
+                    a("15."), u("Sure?"), a("Yes.")], True, {}),
+    "tool_thought": ([u("Weather?"), a("", WEATHER, reasoning_content="look it up"), result("15", 1, "get_weather"),
+                      a("15.", reasoning_content="read it")], True, {}),
+}
+NOON = 1_709_210_096  # what strftime_now sees, in UTC
+
+# ---------------------------------------------------------------- rendering
+
+# Template names by pattern: bos, eos, and the markers of a response: what comes before it and what closes it.
+CHATML = ["<|im_start|>assistant\n"], ["<|im_end|>"]
+INST = ["[/INST]", "[/TOOL_RESULTS]"], ["</s>"]
+FAMILIES = [
+    (r"llama-?3|Llama-3|nemotron-70b|cogito-3b", "<|begin_of_text|>", "<|eot_id|>",
+     (["<|start_header_id|>assistant<|end_header_id|>\n\n"], ["<|eot_id|>", "<|eom_id|>"])),
+    (r"gemma", "<bos>", "<end_of_turn>", (["<start_of_turn>model\n"], ["<end_of_turn>"])),
+    (r"qwen|Qwen|qwq|smollm|cogito-14b", "<|endoftext|>", "<|im_end|>", CHATML),
+    (r"phi4-mini", "<|endoftext|>", "<|endoftext|>", (["<|assistant|>"], ["<|end|>"])),
+    (r"phi4", "<|endoftext|>", "<|im_end|>", (["<|im_start|>assistant<|im_sep|>"], ["<|im_end|>"])),
+    (r"phi-?3|Phi-3", "<s>", "<|endoftext|>", (["<|assistant|>\n"], ["<|end|>"])),
+    (r"granite", "<|end_of_text|>", "<|end_of_text|>", (["<|start_of_role|>assistant<|end_of_role|>"], ["<|end_of_text|>"])),
+    (r"olmo2|tulu", "<|endoftext|>", "<|endoftext|>", (["<|assistant|>\n"], ["<|endoftext|>"])),
+    (r"llama2|m[ia]s?[xs]tral|Mistral|devstral", "<s>", "</s>", INST),
+    (r"", "<s>", "</s>", None),
+]
+
+
+def family(name):
+    return next(f for f in FAMILIES if re.search(f[0], name))
+
+
+def render(source, case, prompt, mask, tokens):
+    from transformers.utils.chat_template_utils import render_jinja_template
+    messages, tools, variables = CASES[case]
+    texts, spans = render_jinja_template(
+        [messages], tools=TOOLS if tools else None, chat_template=source, add_generation_prompt=prompt,
+        return_assistant_tokens_mask=mask, **tokens, **variables)
+    return texts[0], spans[0] if mask else None
+
+
+def fix_the_clock():
+    import datetime
+    from transformers.utils import chat_template_utils
+
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls.fromtimestamp(NOON, datetime.timezone.utc)
+    chat_template_utils.datetime = Clock
+
+
+def spans_by_hand(text, markers, case):
+    """Each response from the end of its header to the end of the token that closes it."""
+    heads, tails = markers
+    head = "|".join(re.escape(h) + ("(?:<think>\n\n</think>\n\n?)?" if CASES[case][2].get("enable_thinking") is False else "") for h in heads)
+    tail = "|".join(map(re.escape, tails))
+    # A header straight before another one, or before the next request, begins no response.
+    found = re.finditer(f"(?:{head})((?:(?!{head}).)*?(?:{tail}))", text, re.S)
+    return [[m.start(1), m.end(1)] for m in found]
+
+
+# The templates whose goldens are kept.
+KEPT = (r"npm-(gemma3|llama3|llama3_1|qwen3|deepseek_v3)|trl-(llama3.*|gemma3?|phi3|phi3_5|qwen2_5|qwen3|qwen3_instruct_2507)(_training)?"
+        r"|gguf-(llama2-7b|llama3-8b|llama3\.[12]-.b|mistral-.*|mixtral-8x7b|gemma2-2b|gemma3-1b|qwen2-0.5b|qwen2\.5-0.5b|qwen3-0.6b"
+        r"|qwen3-coder-30b|phi3.*|phi4-14b|phi4-mini-3.8b|granite3-dense-2b|granite3\.[13]-.*|granite4-350m|olmo2-7b|smollm2-135m)"
+        r"|other-(Mistral-Nemo|Llama-3\.[13]|mistralrs-smollm3).*")
+# Templates that write no header of their own for a response: the markers show nothing unless users and responses alternate.
+HEADERLESS = r"m[ia]s?[xs]tral|Mistral|llama2|phi3-14b|phi4-14b"
+UNEVEN = ["starts_with_answer", "two_answers", "two_questions"]
+# Tokenizers with templates that use their special tokens: ids, and masks where the template has generation blocks.
+PAIRS = [("qwen3", "npm-qwen3"), ("qwen3", "trl-qwen3_training"), ("qwen3", "trl-qwen2_5_training"), ("llama3_1", "npm-llama3_1"),
+         ("llama3_1", "trl-llama3_1"), ("llama3_1", "trl-llama3_training"), ("gemma3", "npm-gemma3"), ("gemma3", "trl-gemma3_training"),
+         ("llama2", "gguf-mistral-7b-instruct-fp16"), ("llama2", "gguf-mixtral-8x7b")]
+
+
+def has_blocks(source):
+    return bool(re.search(r"\{%-?\s*generation\s*-?%\}", source))
+
+
+def rendered(name, source, case):
+    """[text, prompted text, spans in bytes or None], or [message, type] of the exception."""
+    _, bos, eos, markers = family(name)
+    tokens, blocks = {"bos_token": bos, "eos_token": eos}, has_blocks(source)
+    try:
+        text, spans = render(source, case, False, blocks, tokens)
+        prompted, _ = render(source, case, True, False, tokens)
+    except Exception as error:
+        return [str(error), type(error).__name__]
+    uneven = case in UNEVEN and re.search(HEADERLESS, name)
+    if not blocks and markers and not uneven:
+        spans = spans_by_hand(text, markers, case)
+    to_byte = lambda i: len(text[:i].encode())
+    return [text, prompted, None if spans is None else [[to_byte(x), to_byte(y)] for x, y in spans if x != y]]
+
+
+def hashed(row):
+    if len(row) == 3:
+        return [fnv(row[0] + "\0" + row[1]), row[2]]
+    # What the template says itself; an error of Python's has no counterpart.
+    return [fnv(row[0])] if row[1] == "TemplateError" else None
+
+
+def templates_golden(families):
+    fix_the_clock()
+    templates = {}
+    for path in sorted((families / "templates").glob("*.jinja")):
+        source = path.read_bytes().decode()
+        if re.fullmatch(KEPT, path.stem):
+            _, bos, eos, _ = family(path.stem)
+            rows = {case: hashed(rendered(path.stem, source, case)) for case in CASES}
+            templates[path.stem] = {"source": fnv(source), "bos": bos, "eos": eos, "cases": {c: r for c, r in rows.items() if r}}
+    return {"now": NOON, "tools": TOOLS, "conversations": cases_json(), "templates": templates, "encoded": encoded(families)}
+
+
+def encoded(families):
+    from transformers import PreTrainedTokenizerFast
+    out = {}
+    for tokenizer, template in PAIRS:
+        t = PreTrainedTokenizerFast.from_pretrained(families / "tokenizers" / tokenizer)
+        source, rows = (families / "templates" / f"{template}.jinja").read_bytes().decode(), {}
+        for case, (messages, tools, variables) in CASES.items():
+            try:
+                got = t.apply_chat_template(messages, tools=TOOLS if tools else None, chat_template=source, tokenize=True,
+                                            return_dict=True, return_assistant_tokens_mask=has_blocks(source), **variables)
+            except Exception:
+                continue
+            mask = "".join(map(str, got.get("assistant_masks", [])))
+            rows[case] = [fnv(" ".join(map(str, got["input_ids"]))), fnv(mask) if mask else None]
+        out[f"{tokenizer}/{template}"] = rows
+    return out
+
+
+def cases_json():
+    return {name: {"messages": m, "tools": t, "variables": v} for name, (m, t, v) in CASES.items()}
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "collect":
         collect(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]))
     else:
-        FAMILIES = pathlib.Path(sys.argv[2])
-        write(ROOT / "crates/tokenizer/tests/goldens/families.json", tokenizers_golden(FAMILIES))
+        folder = pathlib.Path(sys.argv[2])
+        write(ROOT / "crates/tokenizer/tests/goldens/families.json", tokenizers_golden(folder))
+        write(ROOT / "crates/data/tests/goldens/families.json", templates_golden(folder))

@@ -40,6 +40,8 @@ pub struct Message {
     pub role: String,
     /// The text; empty when a message only calls tools.
     pub content: String,
+    /// The row has null for the content, or none at all. Templates that ask for that see it.
+    pub null_content: bool,
     /// Everything else, such as `tool_calls`, `name`, `reasoning_content`; never null.
     pub extra: Map<String, Value>,
 }
@@ -47,7 +49,7 @@ pub struct Message {
 impl Message {
     /// A message of text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into(), extra: Map::new() }
+        Self { role: role.into(), content: content.into(), ..Self::default() }
     }
 
     /// From the user.
@@ -73,5 +75,10 @@ impl Message {
     /// Whether it calls tools.
     pub fn calls_tools(&self) -> bool {
         self.extra.get("tool_calls").and_then(Value::as_array).is_some_and(|c| !c.is_empty())
+    }
+    /// The names of the tools that it calls.
+    pub fn called_tools(&self) -> impl Iterator<Item = &str> {
+        let calls = self.extra.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
+        calls.filter_map(|call| call.get("function").unwrap_or(call).get("name")?.as_str())
     }
 }

@@ -82,18 +82,29 @@ fn generation_blocks_give_the_spans_that_transformers_tracks() {
                     assert!(expected["text"].as_str().unwrap().starts_with(&got.text), "{at}");
                     assert_eq!(got.spans, wanted, "{at}");
                 }
-                Err(e) => assert!(wanted.is_empty(), "{at}: {e}"),
+                Err(e) => assert!(wanted.is_empty() || drops_calls(&e, &conversation, expected), "{at}: {e}"),
             }
         }
     }
 }
 
-/// The spans found from the structure of a template without tags equal those that its author would mark by hand. The
-/// few that cannot be shown are errors, and are listed here.
+/// Whether a row was refused because its calls are missing, and they are: transformers would train on what is left.
+fn drops_calls(error: &MaskError, conversation: &Conversation, expected: &Value) -> bool {
+    let text = expected["text"].as_str().unwrap();
+    let in_spans = |name: &str| spans(&expected["spans"]).into_iter().any(|s| text[s].contains(name));
+    let missing = conversation.messages.iter().any(|m| m.called_tools().any(|name| !in_spans(name)));
+    missing && error.to_string().contains("does not write its tool calls")
+}
+
+/// Templates that leave tool calls out.
+const DROPPED: [&str; 6] = ["gemma", "llama2", "llama3_base", "r1", "smollm2", "untagged_prompt"];
+
+/// The spans found from the structure of a template without tags equal those that its author would mark by hand. Only
+/// calls that a template leaves out are errors.
 #[test]
 fn structural_spans_equal_hand_marked_ones() {
     let golden = golden("rendered.json");
-    let mut refused = Vec::new();
+    let (mut refused, mut dropped) = (Vec::new(), Vec::new());
     for (name, source, named) in template_sources() {
         if named {
             continue;
@@ -117,16 +128,15 @@ fn structural_spans_equal_hand_marked_ones() {
                     assert_eq!(show(&got.spans), show(&wanted), "{at}");
                     assert_eq!(got.spans, wanted, "{at}");
                 }
+                Err(e) if drops_calls(&e, &conversation, expected) => dropped.push(name.clone()),
                 Err(MaskError::Inexact(why)) => refused.push(format!("{at}: {why}")),
                 Err(e) => panic!("{at}: {e}"),
             }
         }
     }
-    // This template ends every conversation with another header and does not write tool calls at all.
-    let header = "the template writes the header of another response after it";
-    let expected = [("tool", 2), ("tool_thought", 3), ("tool_last", 2), ("two_calls", 2)]
-        .map(|(case, message)| format!("llama3_base, {case}: message {message} (a response): {header}"));
-    assert_eq!(refused, expected);
+    dropped.dedup();
+    assert_eq!(dropped, DROPPED);
+    assert!(refused.is_empty(), "{refused:?}");
 }
 
 #[test]
@@ -158,8 +168,10 @@ fn ids_and_masks_equal_apply_chat_template_with_return_assistant_tokens_mask() {
                     ..Default::default()
                 };
                 let at = format!("{which}, {name}, {case}");
-                let data = loratune_data::load_examples(&spec, &bundle, &options)
-                    .unwrap_or_else(|e| panic!("{at}: {e}"));
+                let data = match loratune_data::load_examples(&spec, &bundle, &options) {
+                    Err(e) if e.to_string().contains("does not write its tool calls") => continue,
+                    data => data.unwrap_or_else(|e| panic!("{at}: {e}")),
+                };
                 let example = &data.train[0];
                 let mask: String =
                     example.labels.iter().map(|&l| if l == IGNORE { '0' } else { '1' }).collect();

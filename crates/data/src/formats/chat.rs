@@ -55,7 +55,8 @@ fn message(item: &Value) -> Result<Message, String> {
         return function_call(&content);
     }
     let extra = extra(fields, &[role_key, content_key])?;
-    Ok(Message { role: role.into(), content, extra })
+    let null_content = fields.get(content_key).is_none_or(Value::is_null);
+    Ok(Message { role: role.into(), content, null_content, extra })
 }
 
 /// A message that only calls tools may leave its content out; anything else is a slip.
@@ -67,6 +68,7 @@ fn without_content(fields: &Map<String, Value>) -> Result<Message, String> {
         return Ok(Message {
             role: role(Some(value))?.into(),
             content: String::new(),
+            null_content: true,
             extra: extra(fields, &["role", "from"])?,
         });
     }

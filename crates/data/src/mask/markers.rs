@@ -98,6 +98,13 @@ impl Marks {
         out
     }
 
+    /// Puts a mark into the name of the last tool that a message calls, and gives it; `None` when it calls none.
+    pub fn insert_in_call(self, messages: &mut [Message], turn: usize) -> Option<char> {
+        let mark = self.mark(turn, 2);
+        last_tool_name(messages.get_mut(turn)?)?.insert(0, mark);
+        Some(mark)
+    }
+
     /// Whether a placement makes a difference for these messages.
     pub fn placements(messages: &[Message]) -> Vec<Placement> {
         let padded =

@@ -54,6 +54,9 @@ pub enum MaskError {
     NoResponse,
 }
 
+/// A template for models without tools leaves the calls out in silence; what is left would teach the model to say nothing.
+const NO_CALLS: &str = "the template does not write its tool calls; take the rows with tool calls out, or choose a template that knows tools";
+
 /// A template ready to render with masks.
 #[derive(Debug)]
 pub struct Masker<'a> {
@@ -120,6 +123,23 @@ impl<'a> Masker<'a> {
         Row::new(self, conversation, &variables, marks, wanted)?.rendered(wanted)
     }
 
+    /// Whether a message calls a tool and the template writes it nowhere.
+    fn leaves_calls_out(
+        &self,
+        conversation: &Conversation,
+        variables: &serde_json::Map<String, serde_json::Value>,
+        marks: Marks,
+        turn: usize,
+    ) -> bool {
+        let mut messages = conversation.messages.clone();
+        let Some(mark) = marks.insert_in_call(&mut messages, turn) else {
+            return false;
+        };
+        let all = input(conversation, conversation.messages.len(), false, variables);
+        let rendering = self.template.render(RenderInput { messages: &messages, ..all });
+        rendering.is_ok_and(|text| !text.contains(mark))
+    }
+
     fn merged(&self, conversation: &Conversation) -> serde_json::Map<String, serde_json::Value> {
         let mut variables = self.variables.clone();
         variables.extend(conversation.variables.clone());
@@ -149,8 +169,14 @@ impl<'a> Masker<'a> {
         let Some(end) = spans.last().map(|s| s.end) else {
             return Err(MaskError::Inexact("its generation blocks hold nothing for this row".into()));
         };
+        let responses = conversation.messages.iter().enumerate().skip(from).filter(|(_, m)| m.is_response());
+        for (turn, _) in responses {
+            if self.leaves_calls_out(conversation, variables, marks, turn) {
+                return Err(row::inexact(turn, NO_CALLS));
+            }
+        }
         // Only white space after the last response, and no token that closes it: EOS takes the place of that white space.
-        let append_eos = text[end..].trim().is_empty() && !self.specials.ends(&text[..end]);
+        let append_eos = text[end..].trim().is_empty() && !self.specials.ends(text[..end].trim_end());
         let text = if append_eos { text[..end].to_string() } else { text };
         Ok(Rendered { text, spans, append_eos })
     }

@@ -13,6 +13,9 @@ pub(super) struct Probe {
     /// What closes a response, both at the end and inside of a conversation: from the end of its content through the
     /// first special token.
     pub closing: Option<String>,
+    /// White space that stands between a request and the content of its response, in a template without a generation
+    /// prompt: the model goes on where the request ends, so that it is the model's to write.
+    pub lead: String,
     /// The template ends every conversation with the header of a response, asked for or not.
     pub always_header: bool,
 }
@@ -48,15 +51,18 @@ impl Probe {
             let marked = marks.insert(&messages[..count], PLACEMENT, |i| i == 1);
             let marked = Marked::of(&render(&marked, false)?, marks, count, &plain)?;
             let found = marked.found.get(&1).copied()?;
-            Some((plain.get(found.end?..)?.to_string(), found.start?))
+            let start = found.start?;
+            Some((plain.get(found.end?..)?.to_string(), start, plain.get(..start)?.to_string()))
         };
-        let (Some((at_end, start)), Some((inside, _))) = (tail(2), tail(4)) else {
+        let (Some((at_end, start, at_start)), Some((inside, ..))) = (tail(2), tail(4)) else {
             return probe;
         };
         probe.closing = specials
             .first(&at_end)
             .map(|special| at_end[..special.end].to_string())
             .filter(|closing| inside.starts_with(closing.as_str()));
+        let lead = at_start.strip_prefix(&prompt).filter(|gap| prompt == prompted && gap.trim().is_empty());
+        probe.lead = lead.unwrap_or_default().to_string();
         // Without a generation prompt of its own, a prompt that leads straight into the content and returns after it.
         let straight = probe.header.is_none() && start == prompt.len();
         probe.always_header = straight && !at_end.trim().is_empty() && prompt.ends_with(at_end.as_str());

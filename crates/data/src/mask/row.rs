@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::markers::{Found, Marked, Marks, Placement};
-use super::{MaskError, Masker, Rendered, input};
+use super::{MaskError, Masker, NO_CALLS, Rendered, input};
 use crate::record::{Conversation, Message};
 use crate::template::{RenderInput, TemplateError};
 
@@ -81,6 +81,11 @@ impl<'r> Row<'r> {
         let mut previous: Option<(usize, usize)> = None;
         for (&turn, &(found, placement)) in wanted.iter().zip(&self.found) {
             let before = previous.filter(|&(t, _)| t + 1 == turn).map(|(_, end)| end);
+            if found.tool.is_none()
+                && self.masker.leaves_calls_out(self.conversation, self.variables, self.marks, turn)
+            {
+                return Err(inexact(turn, NO_CALLS));
+            }
             let start = self.start(turn, found, before)?;
             let (end, is_closed) = self.end(turn, found, placement, start)?;
             if end < start || spans.last().is_some_and(|s| s.end > start) {
@@ -115,6 +120,7 @@ impl<'r> Row<'r> {
         let (Ok(with), Ok(without)) = (with, without) else {
             return found
                 .start
+                .map(|start| self.with_lead(start, previous))
                 .ok_or_else(|| inexact(turn, "the template refuses the conversation before it"));
         };
         let has_header = with.len() > without.len() && with.starts_with(&without);
@@ -126,9 +132,32 @@ impl<'r> Row<'r> {
             let gap = previous.and_then(|end| self.plain.get(end..start)).map(str::trim_start);
             let header = self.masker.probe.header.as_deref();
             let written = gap.zip(header).and_then(|(gap, header)| gap.strip_prefix(header));
-            return Ok(start - written.map_or(0, str::len));
+            let start = start - written.map_or(0, str::len);
+            return Ok(self.with_lead(start, previous));
         }
-        self.probed_start(turn)
+        let start = self.probed_start(turn).or_else(|e| self.start_by_call(turn, found, &with).ok_or(e))?;
+        Ok(self.with_lead(start, previous))
+    }
+
+    /// A response of calls alone, in a conversation whose beginning is written differently when it stops there (tools stand
+    /// before the last request): what leads from the prompt to the call's name is the same in both.
+    fn start_by_call(&self, turn: usize, found: Found, prompt: &str) -> Option<usize> {
+        let cut = self.conversation.messages.get(..=turn)?;
+        let placement = Placement { start_inside: false, end_inside: false, tools: true };
+        let plain = self.render_messages(cut, false).ok()?;
+        let rendering =
+            self.render_messages(&self.marks.insert(cut, placement, |i| i == turn), false).ok()?;
+        let marked = Marked::of(&rendering, self.marks, cut.len(), &plain)?;
+        let opening = plain.get(..marked.found.get(&turn)?.tool?)?.strip_prefix(prompt)?;
+        let here = found.tool?;
+        self.plain.get(..here)?.ends_with(opening).then(|| here - opening.len())
+    }
+
+    /// A response begins with the white space that its template puts before the content and not into the prompt.
+    fn with_lead(&self, start: usize, previous: Option<usize>) -> usize {
+        let before = self.plain.get(previous.unwrap_or(0)..start).unwrap_or_default();
+        let lead = self.masker.probe.lead.as_str();
+        if before.ends_with(lead) { start - lead.len() } else { start }
     }
 
     /// For a response that shows no mark: a stand-in takes its place, first in the whole conversation, then in the one
@@ -277,6 +306,6 @@ impl<'r> Row<'r> {
     }
 }
 
-fn inexact(turn: usize, why: &str) -> MaskError {
+pub(super) fn inexact(turn: usize, why: &str) -> MaskError {
     MaskError::Inexact(format!("message {} (a response): {why}", turn + 1))
 }

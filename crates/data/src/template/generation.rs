@@ -1,30 +1,15 @@
 //! `{% generation %}` blocks: transformers' tag for what the model writes.
 //!
-//! minijinja has no custom tags. transformers itself compiles the tag to a call block (a macro called with the body), so
-//! the tag is rewritten to `{% call … %}`, which has the same scoping and the same whitespace rules.
+//! minijinja has no custom tags, so the tag is rewritten to a `{% with %}` block with a mark at each end. It has the scope of
+//! transformers' own (which compiles the tag to a call block): what is set inside stays inside, and attributes of a namespace
+//! can be set. A real call block would not do: minijinja's macros see only the outer variables that they read.
 
 use std::ops::Range;
 
-use minijinja::value::Kwargs;
-use minijinja::{Error, State, Value};
-
-/// Name of the function that the blocks call.
-pub(super) const FUNCTION: &str = "__generation";
-/// Variable with the two marking characters; undefined when spans are not wanted.
-pub(super) const MARKS: &str = "__generation_marks";
-
-/// Renders a block's body, between marks when spans are wanted.
-pub(super) fn call(state: &mut State, kwargs: Kwargs) -> Result<Value, Error> {
-    let caller: Value = kwargs.get("caller")?;
-    let body = caller.call(state, &[])?;
-    let marks = state.lookup(MARKS);
-    let Some(marks) = marks.as_ref().and_then(|m| m.as_str()) else {
-        return Ok(body);
-    };
-    let mut chars = marks.chars();
-    let (open, close) = (chars.next().unwrap_or_default(), chars.next().unwrap_or_default());
-    Ok(Value::from(format!("{open}{body}{close}")))
-}
+/// Variables with the marks; undefined when spans are not wanted.
+pub(super) const OPEN: &str = "__generation_open";
+/// See [`OPEN`].
+pub(super) const CLOSE: &str = "__generation_close";
 
 /// Rewrites the tags; `true` when there is at least one.
 pub(super) fn replace_tags(source: &str) -> (String, bool) {
@@ -73,19 +58,26 @@ fn tag_end(tail: &str, close: &str) -> usize {
     tail.len()
 }
 
-/// `{%- generation -%}` → `{%- call __generation() -%}`; `None` for other tags.
+/// `{%- generation -%}` → `{%- with %}{% if … %}{{ … }}{% endif -%}`; `None` for other tags. The control of white space
+/// stays at the outer ends, and the last tag is no `{{ }}`, because only a block's end swallows a line break.
 fn replaced(tag: &str) -> Option<String> {
     let inner = tag.strip_prefix("{%")?.strip_suffix("%}")?;
     let control = |c: char| c == '-' || c == '+';
     let word = inner.trim_matches(control).trim();
-    let statement = match word {
-        "generation" => format!("call {FUNCTION}()"),
-        "endgeneration" => "endcall".to_string(),
-        _ => return None,
-    };
     let open = inner.chars().next().filter(|&c| control(c)).map(String::from).unwrap_or_default();
     let close = inner.chars().next_back().filter(|&c| control(c)).map(String::from).unwrap_or_default();
-    Some(format!("{{%{open} {statement} {close}%}}"))
+    let mark = |name: &str| format!("{{{{ {name} }}}}");
+    match word {
+        "generation" => {
+            let mark = mark(OPEN);
+            Some(format!("{{%{open} with %}}{{% if {OPEN} %}}{mark}{{% endif {close}%}}"))
+        }
+        "endgeneration" => {
+            let mark = mark(CLOSE);
+            Some(format!("{{%{open} if {CLOSE} %}}{mark}{{% endif %}}{{% endwith {close}%}}"))
+        }
+        _ => None,
+    }
 }
 
 /// Removes the marks from a rendering and gives the spans between them; `None` when they do not pair up.
@@ -115,10 +107,10 @@ mod tests {
         let source = "{#{% generation %}#}{%- generation -%}a{%endgeneration+%}{{ '{% generation %}' }}{ x";
         let (out, found) = replace_tags(source);
         assert!(found);
-        assert_eq!(
-            out,
-            "{#{% generation %}#}{%- call __generation() -%}a{% endcall +%}{{ '{% generation %}' }}{ x"
-        );
+        let open = "{%- with %}{% if __generation_open %}{{ __generation_open }}{% endif -%}";
+        let close = "{% if __generation_close %}{{ __generation_close }}{% endif %}{% endwith +%}";
+        let rest = "{{ '{% generation %}' }}{ x";
+        assert_eq!(out, format!("{{#{{% generation %}}#}}{open}a{close}{rest}"));
         assert!(!replace_tags("{% if generation %}{% endif %}").1);
     }
 

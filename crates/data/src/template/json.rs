@@ -140,7 +140,7 @@ fn string(out: &mut String, text: &str, ensure_ascii: bool) {
 }
 
 /// Python's `float.__repr__`: the shortest digits, in scientific form below 1e-4 and from 1e16 on.
-fn float(x: f64) -> String {
+pub(super) fn float(x: f64) -> String {
     if x.is_nan() {
         return "NaN".into();
     }

@@ -7,6 +7,7 @@ mod generation;
 mod json;
 mod named;
 mod python;
+mod text;
 mod value;
 
 use std::collections::BTreeMap;
@@ -41,6 +42,8 @@ pub struct ChatTemplate {
     name: String,
     environment: Environment<'static>,
     has_generation: bool,
+    /// Whether it tells a content of null from an empty one.
+    asks_null: bool,
     variables: BTreeMap<String, Value>,
 }
 
@@ -69,7 +72,10 @@ impl ChatTemplate {
         variables: impl IntoIterator<Item = (String, String)>,
         now: Option<u64>,
     ) -> Result<Self, TemplateError> {
-        let (source, has_generation) = generation::replace_tags(source);
+        // Jinja reads every kind of line break as "\n".
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let (source, has_generation) = generation::replace_tags(&source);
+        let asks_null = value::asks_for_null(&source);
         let mut environment = python::environment(now);
         environment.set_fuel(Some(FUEL));
         environment.add_template_owned("chat", source).map_err(|e| TemplateError {
@@ -78,7 +84,7 @@ impl ChatTemplate {
             message: message_of(&e),
         })?;
         let variables = variables.into_iter().map(|(k, v)| (k, Value::from(v))).collect();
-        Ok(Self { name: name.into(), environment, has_generation, variables })
+        Ok(Self { name: name.into(), environment, has_generation, asks_null, variables })
     }
 
     /// Its name in messages.
@@ -121,7 +127,7 @@ impl ChatTemplate {
     ) -> Result<String, TemplateError> {
         let mut context: BTreeMap<&str, Value> =
             self.variables.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
-        context.insert("messages", value::of_messages(input.messages));
+        context.insert("messages", value::of_messages(input.messages, self.asks_null));
         context.insert("tools", input.tools.map_or_else(|| Value::from(()), value::of_json));
         context.insert("documents", Value::from(()));
         context.insert("add_generation_prompt", Value::from(input.add_generation_prompt));
@@ -129,7 +135,8 @@ impl ChatTemplate {
             context.insert(key, value::of_json(value));
         }
         if let Some((open, close)) = marks {
-            context.insert(generation::MARKS, Value::from(format!("{open}{close}")));
+            context.insert(generation::OPEN, Value::from(open.to_string()));
+            context.insert(generation::CLOSE, Value::from(close.to_string()));
         }
         let result = self.environment.get_template("chat").and_then(|t| t.render(Value::from_pairs(context)));
         result.map_err(|e| TemplateError {

@@ -3,10 +3,11 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{ValueKind, from_args};
+use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
-use super::{generation, json};
+use super::json;
+use super::text::str as python_str;
 
 /// Marks the detail of an error that the template itself raised.
 pub(super) const RAISED: &str = "\u{1}raised:";
@@ -20,22 +21,78 @@ pub(super) fn environment(now: Option<u64>) -> Environment<'static> {
     }
     env.set_unknown_method_callback(methods);
     env.add_filter("tojson", json::tojson);
-    env.add_function(generation::FUNCTION, generation::call);
+    env.add_filter("string", |value: &Value| python_str(value).into_owned());
+    env.add_filter("join", join);
+    env.add_filter("trim", |value: &Value, chars: Option<&str>| {
+        strip(&python_str(value), chars, true, true).to_string()
+    });
+    env.set_formatter(|out, _, value| Ok(out.write_str(&python_str(value))?));
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
     });
     env.add_function("strftime_now", move |format: &str| strftime(format, now.unwrap_or_else(clock)));
-    // Jinja asks for Python's sequence protocol, which strings and dicts have too.
+    // Jinja asks for Python's protocols: strings and dicts are sequences, too, none is not iterable, undefined is both.
     env.add_test("sequence", |v: &Value| {
-        matches!(v.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+        matches!(v.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Undefined)
+    });
+    env.add_test("iterable", |v: &Value| {
+        v.kind() != ValueKind::None && (v.as_str().is_some() || v.try_iter().is_ok())
     });
     env
+}
+
+/// `value|join(separator, attribute)`, each item as Python writes it.
+fn join(
+    value: &Value,
+    separator: Option<&str>,
+    attribute: Option<&str>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
+    let attribute = match attribute {
+        Some(name) => Some(name),
+        None => kwargs.get::<Option<&str>>("attribute")?,
+    };
+    let separator = match separator {
+        Some(separator) => separator,
+        None => kwargs.get::<Option<&str>>("d")?.unwrap_or_default(),
+    };
+    kwargs.assert_all_used()?;
+    let mut parts = Vec::new();
+    for item in value.try_iter()? {
+        let item = match attribute {
+            Some(name) => item.get_attr(name)?,
+            None => item,
+        };
+        parts.push(python_str(&item).into_owned());
+    }
+    Ok(parts.join(separator))
+}
+
+/// Python's white space: Unicode's and the four separators of ASCII.
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+/// `str.strip(chars)` and its one-sided forms.
+fn strip<'t>(text: &'t str, chars: Option<&str>, left: bool, right: bool) -> &'t str {
+    let gone = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
+    let text = if left { text.trim_start_matches(gone) } else { text };
+    if right { text.trim_end_matches(gone) } else { text }
 }
 
 /// Methods beyond minijinja-contrib's, then those.
 fn methods(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
         match method {
+            "strip" | "lstrip" | "rstrip" => {
+                let (chars,): (Option<&str>,) = from_args(args)?;
+                return Ok(Value::from(strip(text, chars, method != "rstrip", method != "lstrip")));
+            }
+            "join" => {
+                let (items,): (&Value,) = from_args(args)?;
+                let parts: Vec<String> = items.try_iter()?.map(|v| python_str(&v).into_owned()).collect();
+                return Ok(Value::from(parts.join(text)));
+            }
             "removeprefix" => {
                 let (prefix,): (&str,) = from_args(args)?;
                 return Ok(Value::from(text.strip_prefix(prefix).unwrap_or(text)));
