@@ -19,22 +19,7 @@ fn files(model: &str) -> ModelFiles {
 }
 
 fn spec() -> AdapterSpec {
-    AdapterSpec {
-        r: 4,
-        alpha: 6.0,
-        dropout: 0.0,
-        targets: Targets::AllLinear,
-        exclude: None,
-        layers: Vec::new(),
-        layers_pattern: Vec::new(),
-        rank_pattern: BTreeMap::new(),
-        alpha_pattern: BTreeMap::new(),
-        use_rslora: false,
-        use_dora: false,
-        bias: Bias::None,
-        modules_to_save: Vec::new(),
-        init: Init::Kaiming,
-    }
+    AdapterSpec { r: 4, alpha: 6.0, ..AdapterSpec::default() }
 }
 
 /// Every initialiser × LoRA and DoRA × scalings × what is adapted or trained whole beside it.

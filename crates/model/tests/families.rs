@@ -266,3 +266,14 @@ fn what_a_configuration_leaves_out_is_what_transformers_class_says() {
     });
     assert!(matches!(spec.ropes[0].scaling, RopeScaling::Yarn { original: 11, .. }), "{:?}", spec.ropes);
 }
+
+#[test]
+fn the_readme_lists_every_family() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
+    let text = std::fs::read_to_string(readme).unwrap();
+    let listed = text.lines().filter(|l| l.starts_with("| `") && l.contains("ForCausalLM`")).count();
+    assert_eq!(listed, FAMILIES.len(), "rows of the table of models, and families");
+    for family in FAMILIES {
+        assert!(text.contains(&format!("| `{}` |", family.class)), "README's table lacks {}", family.class);
+    }
+}

@@ -90,7 +90,6 @@ fn check_pattern(what: &str, key: &str, adapted: &[MatrixSpec], all: &[MatrixSpe
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::{Bias, Init};
 
     fn model() -> DecoderSpec {
         let config = serde_json::json!({
@@ -106,22 +105,7 @@ mod tests {
     }
 
     fn spec() -> AdapterSpec {
-        AdapterSpec {
-            r: 2,
-            alpha: 4.0,
-            dropout: 0.0,
-            targets: names(&["q_proj", "up_proj"]),
-            exclude: None,
-            layers: Vec::new(),
-            layers_pattern: Vec::new(),
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
-            use_rslora: false,
-            use_dora: false,
-            bias: Bias::None,
-            modules_to_save: Vec::new(),
-            init: Init::Kaiming,
-        }
+        AdapterSpec { r: 2, alpha: 4.0, targets: names(&["q_proj", "up_proj"]), ..AdapterSpec::default() }
     }
 
     fn names(n: &[&str]) -> Targets {

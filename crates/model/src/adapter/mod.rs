@@ -74,6 +74,28 @@ pub struct AdapterSpec {
     pub init: Init,
 }
 
+impl Default for AdapterSpec {
+    /// PEFT's defaults, on every linear layer.
+    fn default() -> AdapterSpec {
+        AdapterSpec {
+            r: 8,
+            alpha: 8.0,
+            dropout: 0.0,
+            targets: Targets::AllLinear,
+            exclude: None,
+            layers: Vec::new(),
+            layers_pattern: Vec::new(),
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            use_rslora: false,
+            use_dora: false,
+            bias: Bias::None,
+            modules_to_save: Vec::new(),
+            init: Init::Kaiming,
+        }
+    }
+}
+
 impl AdapterSpec {
     /// Rank and scaling at a module path.
     pub(crate) fn rank_and_scaling(&self, path: &str) -> Result<(usize, f64)> {

@@ -174,7 +174,6 @@ pub(crate) fn pattern<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::{Bias, Init};
 
     const PATHS: [&str; 6] = [
         "model.embed_tokens",
@@ -186,22 +185,7 @@ mod tests {
     ];
 
     fn spec(targets: Targets) -> AdapterSpec {
-        AdapterSpec {
-            r: 8,
-            alpha: 16.0,
-            dropout: 0.0,
-            targets,
-            exclude: None,
-            layers: Vec::new(),
-            layers_pattern: Vec::new(),
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
-            use_rslora: false,
-            use_dora: false,
-            bias: Bias::None,
-            modules_to_save: Vec::new(),
-            init: Init::Kaiming,
-        }
+        AdapterSpec { alpha: 16.0, targets, ..AdapterSpec::default() }
     }
 
     fn names(n: &[&str]) -> Targets {

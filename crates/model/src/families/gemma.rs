@@ -14,7 +14,6 @@ use crate::spec::{DecoderSpec, NormPlacement, QkNorm};
 pub(super) const GEMMA: Family = Family {
     class: "GemmaForCausalLM",
     model_type: "gemma",
-    models: "Gemma 1, CodeGemma",
     fields: &["hidden_activation"],
     describe: |fields| {
         let mut spec =
@@ -34,7 +33,6 @@ pub(super) const GEMMA: Family = Family {
 pub(super) const GEMMA2: Family = Family {
     class: "Gemma2ForCausalLM",
     model_type: "gemma2",
-    models: "Gemma 2",
     fields: &[
         "attn_logit_softcapping",
         "cache_implementation",
@@ -82,7 +80,6 @@ pub(super) const GEMMA2: Family = Family {
 pub(super) const GEMMA3: Family = Family {
     class: "Gemma3ForCausalLM",
     model_type: "gemma3_text",
-    models: "Gemma 3 (text: 270M, 1B)",
     fields: &[
         "_sliding_window_pattern",
         "attn_logit_softcapping",

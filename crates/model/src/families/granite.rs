@@ -5,7 +5,6 @@ use super::{Defaults, Family, llama_like, no_windows};
 pub(super) const GRANITE: Family = Family {
     class: "GraniteForCausalLM",
     model_type: "granite",
-    models: "Granite 3",
     fields: &["attention_multiplier", "embedding_multiplier", "logits_scaling", "residual_multiplier"],
     describe: |fields| {
         let mut spec = llama_like(fields, &Defaults::default())?;

@@ -7,7 +7,6 @@ use super::{Defaults, Family, llama_like, no_windows};
 pub(super) const LLAMA: Family = Family {
     class: "LlamaForCausalLM",
     model_type: "llama",
-    models: "Llama 1 to 3.2, TinyLlama, SmolLM, SmolLM 2, Yi, …",
     // How it was trained; transformers no longer computes anything by it.
     fields: &["pretraining_tp"],
     describe: |fields| {

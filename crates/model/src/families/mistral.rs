@@ -5,7 +5,6 @@ use super::{Defaults, Family, llama_like, set_windows, sliding_window};
 pub(super) const MISTRAL: Family = Family {
     class: "MistralForCausalLM",
     model_type: "mistral",
-    models: "Mistral 7B v0.1 to v0.3, Nemo, Zephyr",
     fields: &["sliding_window"],
     describe: |fields| {
         let defaults =

@@ -25,8 +25,6 @@ pub struct Family {
     pub class: &'static str,
     /// config.json's `model_type`.
     pub model_type: &'static str,
-    /// Its models, for tables.
-    pub models: &'static str,
     /// Fields beside [`COMMON`] that [`Family::describe`] reads.
     pub(crate) fields: &'static [&'static str],
     /// From the fields to the description.

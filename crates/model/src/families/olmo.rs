@@ -6,7 +6,6 @@ use crate::spec::{NormPlacement, QkNorm};
 pub(super) const OLMO2: Family = Family {
     class: "Olmo2ForCausalLM",
     model_type: "olmo2",
-    models: "OLMo 2",
     fields: &[],
     describe: |fields| {
         let defaults = Defaults { rms_norm_eps: 1e-5, ..Defaults::default() };

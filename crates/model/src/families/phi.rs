@@ -8,7 +8,6 @@ use crate::files::gguf::Gguf;
 pub(super) const PHI3: Family = Family {
     class: "Phi3ForCausalLM",
     model_type: "phi3",
-    models: "Phi-3, Phi-3.5, Phi-4, Phi-4-mini",
     fields: &["embd_pdrop", "resid_pdrop", "sliding_window"],
     describe: |fields| {
         for name in ["embd_pdrop", "resid_pdrop"] {

@@ -10,7 +10,6 @@ const FIELDS: &[&str] = &["sliding_window", "use_sliding_window", "max_window_la
 pub(super) const QWEN2: Family = Family {
     class: "Qwen2ForCausalLM",
     model_type: "qwen2",
-    models: "Qwen 2, Qwen 2.5",
     fields: FIELDS,
     describe: |fields| {
         let mut spec = qwen(
@@ -27,7 +26,6 @@ pub(super) const QWEN2: Family = Family {
 pub(super) const QWEN3: Family = Family {
     class: "Qwen3ForCausalLM",
     model_type: "qwen3",
-    models: "Qwen 3",
     fields: FIELDS,
     describe: |fields| {
         let defaults = Defaults {

@@ -5,7 +5,6 @@ use super::{Defaults, Family, llama_like, set_windows, sliding_window};
 pub(super) const SMOLLM3: Family = Family {
     class: "SmolLM3ForCausalLM",
     model_type: "smollm3",
-    models: "SmolLM 3",
     fields: &[
         "no_rope_layer_interval",
         "no_rope_layers",
