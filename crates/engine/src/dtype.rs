@@ -2,6 +2,7 @@
 
 use half::bf16;
 
+use crate::gemm::{Mat, Operand};
 use crate::tensor::Buffer;
 
 /// Storage type of a tensor's elements.
@@ -68,10 +69,15 @@ pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + PartialEq + 
     fn slice_mut(buffer: &mut Buffer) -> Option<&mut [Self]>;
     fn vec(buffer: Buffer) -> Option<Vec<Self>>;
     fn buffer(data: Vec<Self>) -> Buffer;
+    #[doc(hidden)]
+    fn operand(mat: Mat<'_, Self>) -> Operand<'_>;
+    /// The operand's matrix, if it is of this type.
+    #[doc(hidden)]
+    fn of_operand(operand: Operand<'_>) -> Option<Mat<'_, Self>>;
 }
 
 macro_rules! element {
-    ($t:ty, $acc:ty, $dtype:ident, $to:expr, $from:expr) => {
+    ($t:ty, $acc:ty, $dtype:ident, $operand:ident, $to:expr, $from:expr) => {
         impl Element for $t {
             type Acc = $acc;
             const DTYPE: DType = DType::$dtype;
@@ -104,13 +110,22 @@ macro_rules! element {
             fn buffer(data: Vec<Self>) -> Buffer {
                 Buffer::$dtype(data)
             }
+            fn operand(mat: Mat<'_, Self>) -> Operand<'_> {
+                Operand::$operand(mat)
+            }
+            fn of_operand(operand: Operand<'_>) -> Option<Mat<'_, Self>> {
+                match operand {
+                    Operand::$operand(mat) => Some(mat),
+                    _ => None,
+                }
+            }
         }
     };
 }
 
-element!(f64, f64, F64, |x| x, |x| x);
-element!(f32, f32, F32, |x| x, |x| x);
-element!(bf16, f32, BF16, widen, round_to_bf16);
+element!(f64, f64, F64, F64, |x| x, |x| x);
+element!(f32, f32, F32, F32, |x| x, |x| x);
+element!(bf16, f32, BF16, Bf16, widen, round_to_bf16);
 
 #[inline(always)]
 fn widen(x: bf16) -> f32 {

@@ -1,9 +1,12 @@
 //! The engine: tensors, a tape over fused ops whose backwards are written by hand, frozen-weight storage, and
 //! counter-based randomness. It knows nothing of files, models or data.
 
+#[doc(hidden)]
+pub mod bench;
 mod dtype;
 mod error;
 mod gemm;
+mod isa;
 pub mod ops;
 mod param;
 pub mod rng;
@@ -13,6 +16,7 @@ mod weight;
 
 pub use dtype::{DType, Element, Real};
 pub use error::{Error, Result};
+pub use isa::{ISA_VARIABLE, Isa, isa};
 pub use param::{Gradients, ParamId, Params};
 pub use tape::{Mode, Tape, Var};
 pub use tensor::{Buffer, Device, Tensor};

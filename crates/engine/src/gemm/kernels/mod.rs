@@ -1,0 +1,57 @@
+//! Register tiles: the innermost loop of a product, one file for each instruction set.
+//!
+//! A tile multiplies `rows` rows of A, read where they lie (k contiguous), by a packed panel of B, and adds to f32 sums.
+//! A panel is `[words][vectors][LANES]`: a word holds the `PAIR` elements of B that one lane of one instruction takes from
+//! its column.
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512;
+
+use crate::Element;
+
+/// Columns of a panel, at most.
+pub(super) const MAX_COLUMNS: usize = 48;
+
+/// One instruction set's tiles.
+pub(super) trait Kernel: Copy + Send + Sync + 'static {
+    /// Elements of A and of the panels.
+    type Of: Element;
+    /// Elements of k in a word.
+    const PAIR: usize;
+    /// Columns in a vector.
+    const LANES: usize;
+
+    /// Rows of a tile over a panel of so many vectors (1 to 3): as many as the registers hold.
+    fn rows(vectors: usize) -> usize;
+
+    /// sums += A·B for `rows` (1 to [`Kernel::rows`]) rows of A; sums start from 0 if `fresh`.
+    ///
+    /// # Safety
+    /// The processor has the kernel's instructions. `a` points to `rows` rows of `words · PAIR` elements, `stride` apart;
+    /// `panel` to `words · vectors · LANES` words, at a multiple of 64 bytes; `sums` to `rows` rows of `vectors · LANES`.
+    unsafe fn tile(
+        rows: usize,
+        vectors: usize,
+        words: usize,
+        a: *const Self::Of,
+        stride: usize,
+        panel: *const Self::Of,
+        sums: *mut f32,
+        fresh: bool,
+    );
+
+    /// Transposes words: word i of row j of b becomes `panel[i · step + j]`, for i < words, j < `LANES`.
+    ///
+    /// # Safety
+    /// The processor has the kernel's instructions. `b` points to `LANES` rows of `words` words, `stride` bytes apart (words
+    /// may be unaligned); `panel` to `(words - 1) · step + LANES` words.
+    unsafe fn transpose(words: usize, b: *const u32, stride: usize, panel: *mut u32, step: usize);
+
+    /// Runs the loops around the tiles compiled for the same instructions.
+    ///
+    /// # Safety
+    /// The processor has the kernel's instructions.
+    unsafe fn within<T>(f: impl FnOnce() -> T) -> T;
+}

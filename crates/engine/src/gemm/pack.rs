@@ -1,0 +1,255 @@
+//! What the tiles read: a sum's terms as segments in the kernel's type, and panels of their second operand.
+
+use std::borrow::Cow;
+
+use half::bf16;
+
+use super::kernels::Kernel;
+use super::{Mat, Operand, Term, each_type};
+use crate::{Element, Real};
+
+/// a·b in the kernel's type of elements.
+pub(super) struct Segment<'a, K: Kernel> {
+    /// Row-major `[m, words · PAIR]`.
+    a: Cow<'a, [K::Of]>,
+    pub a_stride: usize,
+    b: Second<'a>,
+    pub words: usize,
+}
+
+/// The second operand: as it is, or a copy in parts.
+enum Second<'a> {
+    Given(Operand<'a>),
+    Bf16(Matrix<bf16>),
+}
+
+/// A row-major matrix or its transpose, owned.
+struct Matrix<E> {
+    data: Vec<E>,
+    rows: usize,
+    cols: usize,
+    transposed: bool,
+}
+
+impl<E: Element> Matrix<E> {
+    /// b `[k, n]` through each of `parts`, one after the other along k, in the orientation that b has in memory.
+    fn parts(b: Mat<'_, impl Element>, parts: &[fn(f32) -> f32]) -> Matrix<E> {
+        let transposed = !b.is_row_major();
+        let (k, n) = (b.rows, b.cols);
+        let all = parts.len() * k;
+        let mut data = vec![E::default(); all * n];
+        for (part, f) in parts.iter().enumerate() {
+            for l in 0..k {
+                for j in 0..n {
+                    let value = b.data[l * b.row_stride + j * b.col_stride].to_acc().f64() as f32;
+                    let l = part * k + l;
+                    data[if transposed { j * all + l } else { l * n + j }] = E::from_acc(E::Acc::of(f(value) as f64));
+                }
+            }
+        }
+        let (rows, cols) = if transposed { (n, all) } else { (all, n) };
+        Matrix { data, rows, cols, transposed }
+    }
+
+    fn mat(&self) -> Mat<'_, E> {
+        let mat = Mat::new(&self.data, self.rows, self.cols);
+        if self.transposed { mat.t() } else { mat }
+    }
+}
+
+impl Second<'_> {
+    fn operand(&self) -> Operand<'_> {
+        match self {
+            Second::Given(operand) => *operand,
+            Second::Bf16(matrix) => Operand::of(matrix.mat()),
+        }
+    }
+}
+
+/// The nearest bf16 number, and the nearest to what is left.
+fn halves(x: f32) -> [bf16; 2] {
+    let high = bf16::from_acc(x);
+    // An infinity leaves no rest, and NaN stays in the first half.
+    let rest = x - high.to_acc();
+    [high, bf16::from_acc(if rest.is_finite() { rest } else { 0.0 })]
+}
+
+impl<'a, K: Kernel> Segment<'a, K> {
+    /// The terms in the kernel's type, all along k.
+    pub fn all(terms: &[Term<'a>]) -> Vec<Segment<'a, K>> {
+        terms.iter().flat_map(Segment::of).collect()
+    }
+
+    fn of(&Term { a, b, scale }: &Term<'a>) -> Vec<Segment<'a, K>> {
+        let scale = scale as f32;
+        if K::PAIR == 1 {
+            let a = match K::Of::of_operand(a) {
+                Some(m) if m.is_row_major() && scale == 1.0 => (Cow::Borrowed(m.data), m.row_stride),
+                _ => rows(a, &[|x: f32| x], scale),
+            };
+            return vec![Segment::made(a, Second::Given(b), b.shape().0)];
+        }
+        // Of bf16: what is not bf16 yet becomes two numbers, high and low, whose products with the other's are taken but
+        // for low · low.
+        let (high, low) = (|x: f32| halves(x)[0].to_acc(), |x: f32| halves(x)[1].to_acc());
+        let k = b.shape().0;
+        match (a, b, scale == 1.0) {
+            (Operand::Bf16(a), Operand::Bf16(_), true) => vec![Segment::made(whole(a), Second::Given(b), k)],
+            (Operand::Bf16(a), _, true) => {
+                let part = |f| Second::Bf16(each_type!(b, b => Matrix::parts(b, &[f])));
+                let part = |f: fn(f32) -> f32| Segment::made(whole(a), part(f), k);
+                vec![part(high), part(low)]
+            }
+            (_, Operand::Bf16(_), _) => {
+                let part = |f: fn(f32) -> f32| Segment::made(rows(a, &[f], scale), Second::Given(b), k);
+                vec![part(high), part(low)]
+            }
+            _ => {
+                let second = each_type!(b, b => Matrix::parts(b, &[high as fn(f32) -> f32, low, high]));
+                let a = rows(a, &[high as fn(f32) -> f32, high, low], scale);
+                vec![Segment::made(a, Second::Bf16(second), 3 * k)]
+            }
+        }
+    }
+
+    fn made((a, a_stride): (Cow<'a, [K::Of]>, usize), b: Second<'a>, k: usize) -> Segment<'a, K> {
+        Segment { a, a_stride, b, words: k.div_ceil(K::PAIR) }
+    }
+
+    /// Where the elements of row i lie, from word `word` on.
+    pub fn a(&self, i: usize, word: usize) -> *const K::Of {
+        self.a[i * self.a_stride + word * K::PAIR..].as_ptr()
+    }
+
+    /// Packs the panel of columns `[first, first + cols)` and words `[word, word + words)` into `panel`
+    /// `[words][vectors][LANES]`; what lies outside b is 0.
+    ///
+    /// # Safety
+    /// The processor has the kernel's instructions, and `panel` has as many words.
+    pub unsafe fn pack(&self, word: usize, words: usize, first: usize, cols: usize, panel: &mut [u32]) {
+        each_type!(self.b.operand(), b => {
+            // SAFETY: the caller's promise.
+            unsafe { K::within(|| if b.is_row_major() {
+                pack_rows::<K, _>(&b, word, words, first, cols, panel)
+            } else {
+                pack_columns::<K, _>(&b, word, words, first, cols, panel)
+            }) }
+        })
+    }
+}
+
+/// A bf16 matrix that a tile can read in pairs: itself, or a copy with an even number of elements in a row.
+fn whole<'a, Of: Element>(m: Mat<'a, bf16>) -> (Cow<'a, [Of]>, usize) {
+    match Of::of_operand(Operand::Bf16(m)) {
+        Some(own) if own.is_row_major() && own.cols.is_multiple_of(2) => (Cow::Borrowed(own.data), own.row_stride),
+        _ => rows(Operand::Bf16(m), &[|x| x], 1.0),
+    }
+}
+
+/// A row-major copy of scale · a through each of `parts`, side by side, an even number of elements in a row.
+fn rows<'a, Of: Element>(a: Operand<'_>, parts: &[fn(f32) -> f32], scale: f32) -> (Cow<'a, [Of]>, usize) {
+    let (m, k) = a.shape();
+    let stride = (parts.len() * k).next_multiple_of(2);
+    let of = |x: f32| Of::from_acc(Of::Acc::of(x as f64));
+    let mut copy = vec![Of::default(); m * stride];
+    each_type!(a, a => {
+        use rayon::prelude::*;
+        copy.par_chunks_mut(stride.max(1)).with_min_len(64).enumerate().for_each(|(i, row)| {
+            for (part, f) in row.chunks_mut(k.max(1)).zip(parts) {
+                for (l, to) in part.iter_mut().enumerate() {
+                    let value = a.data[i * a.row_stride + l * a.col_stride].to_acc().f64() as f32;
+                    *to = of(f(value * scale));
+                }
+            }
+        });
+    });
+    (Cow::Owned(copy), stride)
+}
+
+/// Of b with its columns side by side: a word takes `PAIR` rows.
+#[inline(always)]
+fn pack_rows<K: Kernel, E: Element>(
+    b: &Mat<'_, E>,
+    word: usize,
+    words: usize,
+    first: usize,
+    cols: usize,
+    panel: &mut [u32],
+) {
+    let width = panel.len() / words.max(1);
+    let empty: &[E] = &[];
+    for (p, to) in panel.chunks_exact_mut(width.max(1)).enumerate() {
+        let row = |l: usize| if l < b.rows { &b.data[l * b.row_stride + first..][..cols] } else { empty };
+        let l = (word + p) * K::PAIR;
+        let (a, rest) = to.split_at_mut(cols.min(width));
+        if K::PAIR == 1 {
+            a.iter_mut().zip(row(l)).for_each(|(to, x)| *to = bits::<E, K::Of>(*x));
+        } else {
+            let (low, high) = (row(l), row(l + 1));
+            match high.is_empty() {
+                true => a.iter_mut().zip(low).for_each(|(to, x)| *to = bits::<E, K::Of>(*x)),
+                false => a.iter_mut().zip(low).zip(high).for_each(|((to, x), y)| {
+                    *to = bits::<E, K::Of>(*x) | (bits::<E, K::Of>(*y) << 16);
+                }),
+            }
+        }
+        rest.fill(0);
+    }
+}
+
+/// Of b with its rows side by side (the transpose of a row-major matrix): its words lie in memory, to be transposed.
+#[inline(always)]
+fn pack_columns<K: Kernel, E: Element>(
+    b: &Mat<'_, E>,
+    word: usize,
+    words: usize,
+    first: usize,
+    cols: usize,
+    panel: &mut [u32],
+) {
+    let width = panel.len() / words.max(1);
+    let k = (word * K::PAIR).min(b.rows)..((word + words) * K::PAIR).min(b.rows);
+    let full = k.len() / K::PAIR;
+    let mut widened = Vec::new();
+    for v in 0..width / K::LANES {
+        let panel = &mut panel[v * K::LANES..];
+        let lanes = cols.saturating_sub(v * K::LANES).min(K::LANES);
+        let column = |j: usize| &b.data[(first + v * K::LANES + j) * b.col_stride..][k.clone()];
+        if lanes == K::LANES && E::DTYPE == K::Of::DTYPE {
+            let source = column(0).as_ptr().cast::<u32>();
+            column(lanes - 1);
+            // SAFETY: the first and the last column lie inside b, so all do, and the panel has `words` rows of `width`.
+            unsafe { K::transpose(full, source, b.col_stride * size_of::<E>(), panel.as_mut_ptr(), width) };
+        } else if lanes == K::LANES && K::PAIR == 1 {
+            widened.clear();
+            (0..lanes).for_each(|j| widened.extend(column(j).iter().map(|&x| bits::<E, K::Of>(x))));
+            // SAFETY: as above, for a copy with `full` words in a row.
+            unsafe { K::transpose(full, widened.as_ptr(), full * 4, panel.as_mut_ptr(), width) };
+        } else {
+            for p in 0..full {
+                for (j, to) in panel[p * width..][..K::LANES].iter_mut().enumerate() {
+                    let at = |l: usize| bits::<E, K::Of>(column(j)[l]);
+                    *to = match (j < lanes, K::PAIR) {
+                        (false, _) => 0,
+                        (true, 1) => at(p),
+                        (true, _) => at(2 * p) | (at(2 * p + 1) << 16),
+                    };
+                }
+            }
+        }
+        // A last word with one element of the pair, or with none.
+        for p in full..words {
+            for (j, to) in panel[p * width..][..K::LANES].iter_mut().enumerate() {
+                let left = if j < lanes { column(j).get(p * K::PAIR) } else { None };
+                *to = left.map_or(0, |&x| bits::<E, K::Of>(x));
+            }
+        }
+    }
+}
+
+/// An element as the kernel's type, in the low bits.
+#[inline(always)]
+fn bits<E: Element, Of: Element>(x: E) -> u32 {
+    let x = x.to_acc().f64() as f32;
+    if Of::DTYPE == crate::DType::BF16 { u32::from(bf16::from_acc(x).to_bits()) } else { x.to_bits() }
+}

@@ -1,0 +1,202 @@
+use super::*;
+use crate::rng::Key;
+
+/// Every path that this processor has, by name.
+type Path<E> =
+    fn(MatMut<'_, E>, bool, &[Term<'_>], Finish<'_, <E as Element>::Acc>, Threads);
+
+fn paths<E: Element>() -> Vec<(&'static str, Path<E>)> {
+    let mut paths: Vec<(&'static str, Path<E>)> = vec![
+        ("chosen", sum_of_products::<E>),
+        ("portable", portable::sum_of_products::<E>),
+        ("few", few::sum_of_products::<E>),
+    ];
+    #[cfg(target_arch = "x86_64")]
+    {
+        let best = Isa::choose().unwrap();
+        let tiles: [(Isa, &'static str, Path<E>); 3] = [
+            (Isa::Avx2, "avx2", tiled::sum_of_products::<kernels::avx2::F32, E>),
+            (Isa::Avx512, "avx512", tiled::sum_of_products::<kernels::avx512::F32, E>),
+            (Isa::Avx512Bf16, "avx512bf16", tiled::sum_of_products::<kernels::avx512::Bf16, E>),
+        ];
+        paths.extend(tiles.into_iter().filter(|t| t.0 <= best).map(|t| (t.1, t.2)));
+    }
+    paths
+}
+
+/// A matrix of a type, in either orientation, and what it holds.
+struct Random {
+    f32: Vec<f32>,
+    bf16: Vec<bf16>,
+    rows: usize,
+    cols: usize,
+}
+
+impl Random {
+    fn new(name: &str, rows: usize, cols: usize) -> Random {
+        let key = Key::new(3).named(name);
+        let f32: Vec<f32> = (0..(rows * cols) as u64).map(|i| key.normal(i) as f32).collect();
+        Random { bf16: f32.iter().map(|&x| bf16::from_f32(x)).collect(), f32, rows, cols }
+    }
+
+    fn transposed(&self) -> Random {
+        let at = |i: usize| self.f32[(i % self.rows) * self.cols + i / self.rows];
+        let f32: Vec<f32> = (0..self.f32.len()).map(at).collect();
+        Random {
+            bf16: f32.iter().map(|&x| bf16::from_f32(x)).collect(),
+            f32,
+            rows: self.cols,
+            cols: self.rows,
+        }
+    }
+
+    fn operand(&self, dtype: DType) -> Operand<'_> {
+        match dtype {
+            DType::BF16 => Operand::of(Mat::new(&self.bf16, self.rows, self.cols)),
+            _ => Operand::of(Mat::new(&self.f32, self.rows, self.cols)),
+        }
+    }
+
+    fn at(&self, dtype: DType, i: usize, j: usize) -> f64 {
+        match dtype {
+            DType::BF16 => self.bf16[i * self.cols + j].to_f64(),
+            _ => self.f32[i * self.cols + j] as f64,
+        }
+    }
+}
+
+/// Relative to the sum of the absolute products: rounding of f32 sums, and of f32 operands as two bf16 numbers.
+const TOLERANCE: f64 = 3e-5;
+
+fn check<E: Element>(shape: [usize; 3], types: [DType; 2], second: Option<[DType; 2]>) {
+    let [m, n, k] = shape;
+    let r = 5;
+    let (a, b) = (Random::new("a", m, k), Random::new("b", k, n));
+    let (h, u) = (Random::new("h", m, r), Random::new("u", r, n));
+    let (at, bt, ut) = (a.transposed(), b.transposed(), u.transposed());
+    let scale: Vec<E::Acc> = (0..n).map(|j| E::Acc::of(1.0 + (j % 5) as f64)).collect();
+    let bias: Vec<E::Acc> = (0..n).map(|j| E::Acc::of((j % 3) as f64)).collect();
+    let start: Vec<E> = Random::new("c", m, n).f32.iter().map(|&x| E::from_acc(E::Acc::of(x as f64))).collect();
+    for (finished, add) in [(false, false), (false, true), (true, false), (true, true)] {
+        for layout in 0..4 {
+            let first = match layout & 1 {
+                0 => a.operand(types[0]),
+                _ => at.operand(types[0]).t(),
+            };
+            let b_operand = match layout & 2 {
+                0 => b.operand(types[1]),
+                _ => bt.operand(types[1]).t(),
+            };
+            let mut terms = vec![Term { a: first, b: b_operand, scale: 1.0 }];
+            if let Some([x, y]) = second {
+                let u = if layout & 2 == 0 { u.operand(y) } else { ut.operand(y).t() };
+                terms.push(Term { a: h.operand(x), b: u, scale: 0.5 });
+            }
+            let finish = match finished {
+                true => Finish { scale: Some(&scale[..]), bias: Some(&bias[..]) },
+                false => Finish::default(),
+            };
+            for (name, path) in paths::<E>() {
+                let bt_only = name != "few" || (layout & 2 != 0);
+                if (k == 0 && name != "chosen" && name != "portable") || !bt_only || (name == "avx512bf16" && types != [DType::BF16; 2]) {
+                    continue;
+                }
+                let mut c = start.clone();
+                path(MatMut::new(&mut c, m, n), add, &terms, finish, Threads::All);
+                for i in 0..m {
+                    for j in 0..n {
+                        let products = (0..k).map(|l| a.at(types[0], i, l) * b.at(types[1], l, j));
+                        let others = second.map(|[x, y]| (0..r).map(move |l| (x, y, l)));
+                        let others = others.into_iter().flatten().map(|(x, y, l)| 0.5 * h.at(x, i, l) * u.at(y, l, j));
+                        let (sum, size) =
+                            products.chain(others).fold((0.0, 1.0), |(s, z), p| (s + p, z + f64::abs(p)));
+                        let mut expected = sum;
+                        if finished {
+                            expected = expected * scale[j].f64() + bias[j].f64();
+                        }
+                        if add {
+                            expected += start[i * n + j].to_acc().f64();
+                        }
+                        let rounding = if E::DTYPE == DType::BF16 { expected.abs() / 256.0 } else { 0.0 };
+                        let got = c[i * n + j].to_acc().f64();
+                        assert!(
+                            (got - expected).abs() <= TOLERANCE * size * 5.0 + rounding,
+                            "{name} {shape:?} {types:?} {second:?} layout {layout} add {add} finish {finished} \
+                             ({i}, {j}): {got}, expected {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+const SHAPES: [[usize; 3]; 9] =
+    [[1, 1, 1], [3, 5, 7], [17, 1, 33], [1, 65, 9], [64, 48, 100], [5, 4, 0], [13, 81, 64], [50, 100, 37], [9, 33, 2100]];
+
+#[test]
+fn products_equal_the_definition_for_any_type_layout_and_path() {
+    use DType::{BF16, F32};
+    for shape in SHAPES {
+        check::<f32>(shape, [F32, F32], None);
+        check::<f32>(shape, [F32, BF16], Some([F32, F32]));
+        check::<f32>(shape, [BF16, F32], Some([BF16, F32]));
+        check::<bf16>(shape, [BF16, BF16], Some([F32, F32]));
+        check::<bf16>(shape, [BF16, BF16], Some([F32, BF16]));
+        check::<f32>(shape, [BF16, BF16], Some([BF16, F32]));
+    }
+}
+
+#[test]
+fn products_in_f64_equal_the_definition() {
+    for [m, n, k] in SHAPES {
+        let a: Vec<f64> = (0..m * k).map(|i| (i as f64 * 0.37).sin()).collect();
+        let b: Vec<f64> = (0..k * n).map(|i| (i as f64 * 0.73).cos()).collect();
+        let at: Vec<f64> = (0..k * m).map(|i| a[(i % m.max(1)) * k + i / m.max(1)]).collect();
+        for a_mat in [Mat::new(&a, m, k), Mat::new(&at, k, m).t()] {
+            let mut c = vec![0.5; m * n];
+            matmul(MatMut::new(&mut c, m, n), a_mat, Mat::new(&b, k, n), 3.0, 2.0, Threads::All);
+            for i in 0..m {
+                for j in 0..n {
+                    let e = 1.0 + 3.0 * (0..k).map(|l| a[i * k + l] * b[l * n + j]).sum::<f64>();
+                    assert!((c[i * n + j] - e).abs() < 1e-11 * k.max(1) as f64, "{m}x{n}x{k}: {} {e}", c[i * n + j]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_lies_beside_a_matrix_does_not_reach_the_product() {
+    // Odd k: the element after a row's last is the next row's first, here not a number.
+    let (m, n, k) = (20, 50, 3);
+    let strided = |rows: usize| -> Vec<bf16> {
+        (0..rows * 4).map(|i| if i % 4 == 3 { bf16::NAN } else { bf16::ONE }).collect()
+    };
+    let (a, b) = (strided(m), strided(n));
+    let mut c = vec![0f32; m * n];
+    let term = Term::new(Mat::strided(&a, m, k, 4), Mat::strided(&b, n, k, 4).t());
+    sum_of_products(MatMut::new(&mut c, m, n), false, &[term], Finish::default(), Threads::All);
+    assert!(c.iter().all(|&c| c == 3.0));
+}
+
+#[test]
+fn bytes_do_not_depend_on_the_number_of_threads() {
+    for (m, n, k) in [(5, 49, 7), (300, 200, 700), (1024, 576, 1536), (64, 64, 64), (33, 4096, 576), (4096, 8, 576)] {
+        let (a, b) = (Random::new("a", m, k), Random::new("b", n, k));
+        for dtype in [DType::F32, DType::BF16] {
+            let run = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| {
+                    let mut c = vec![0f32; m * n];
+                    let term = Term { a: a.operand(dtype), b: b.operand(dtype).t(), scale: 1.0 };
+                    let c_mat = MatMut::new(&mut c, m, n);
+                    sum_of_products(c_mat, false, &[term], Finish::default(), Threads::All);
+                    c
+                })
+            };
+            let one = run(1);
+            assert!(one == run(2) && one == run(5), "{m}x{n}x{k} {dtype} differs");
+        }
+    }
+}
