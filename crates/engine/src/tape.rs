@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 
 use crate::error::{Error, Result, check_shape};
+use crate::gemm::{Finish, MatMut, Term, Threads, sum_of_products};
 use crate::param::{Gradients, ParamId, Params};
 use crate::rng::Key;
 use crate::{DType, Element, Tensor, dispatch};
@@ -71,6 +72,17 @@ impl Sink<'_> {
             Some(sum) => sum.add_assign(&grad)?,
             empty => *empty = Some(grad),
         }
+        Ok(())
+    }
+
+    /// Adds a sum of products `[rows, cols]` to a gradient, in one pass over it.
+    pub fn add_products<E: Element>(&mut self, to: Source, [rows, cols]: [usize; 2], terms: &[Term<'_>]) -> Result<()> {
+        let Some(i) = to.0 else { return Ok(()) };
+        let add = self.by_node[i].is_some();
+        let sum = self.by_node[i].get_or_insert_with(|| Tensor::zeros(E::DTYPE, &[rows, cols]));
+        check_shape("linear backward", "gradient", sum.shape(), &[rows, cols])?;
+        let c = MatMut::new(sum.slice_mut::<E>()?, rows, cols);
+        sum_of_products(c, add, terms, Finish::default(), Threads::All);
         Ok(())
     }
 

@@ -174,6 +174,21 @@ impl Tensor {
         })
     }
 
+    /// The elements; their storage itself if no other tensor shares it.
+    ///
+    /// # Errors
+    /// If the tensor's type is not `E`.
+    pub(crate) fn into_vec<E: Element>(self) -> Result<Vec<E>> {
+        let got = self.dtype();
+        let Storage::Cpu(buffer) = self.storage;
+        let buffer = Arc::try_unwrap(buffer).map_err(|b| E::slice(&b).map(|s| map_to_vec(s, |x| x)));
+        let elements = match buffer {
+            Ok(buffer) => E::vec(buffer),
+            Err(copy) => copy,
+        };
+        elements.ok_or(Error::DType { op: "into_vec", what: "tensor", expected: E::DTYPE, got })
+    }
+
     /// The elements in the type `R`; their storage itself if it's of that type and no other tensor shares it.
     pub(crate) fn into_reals<R: Real>(self) -> Vec<R> {
         if self.dtype() != R::DTYPE {

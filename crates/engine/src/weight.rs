@@ -6,10 +6,10 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result, check_shape};
-use crate::gemm::{Mat, MatMut, Threads, matmul};
+use crate::gemm::{Finish, Mat, MatMut, Operand, Term, Threads, sum_of_products};
 use crate::ops::column_sums;
 use crate::param::{ParamId, Params};
-use crate::{Real, Tensor};
+use crate::{Element, Real, Tensor, dispatch};
 
 /// Rows that a product decodes at a time when the storage is not the type of the arithmetic: small enough that the
 /// decoded block stays in cache, large enough that the product runs at full speed.
@@ -72,13 +72,6 @@ impl FrozenWeight {
             FrozenWeight::Dense(t) => t.rows_as(start, end),
         }
     }
-
-    fn block_rows<R: Real>(&self) -> usize {
-        match self {
-            FrozenWeight::Dense(t) if t.dtype() == R::DTYPE => t.rows().max(1),
-            FrozenWeight::Dense(_) => BLOCK_ROWS,
-        }
-    }
 }
 
 /// A weight as a layer holds it: frozen, or a trainable parameter.
@@ -130,54 +123,66 @@ impl FrozenWeight {
         }
     }
 
-    /// y `[n, out]` = x `[n, in]` · Wᵀ.
-    pub(crate) fn times_transposed<R: Real>(&self, x: &[R], n: usize) -> Result<Vec<R>> {
-        Ok(self.times_transposed_each(&[(x, n)])?.pop().unwrap_or_default())
+    /// Wᵀ as a factor `[in, out]`.
+    fn operand(&self) -> Result<Operand<'_>> {
+        let (rows, cols) = self.matrix("linear")?;
+        match self {
+            FrozenWeight::Dense(t) => dispatch!(t.dtype(), E => Ok(Operand::of(Mat::new(t.slice::<E>()?, rows, cols)))),
+        }
     }
 
-    /// x · Wᵀ for several x `[n, in]`, each with its n; W is decoded once for all of them.
-    pub(crate) fn times_transposed_each<R: Real>(&self, inputs: &[(&[R], usize)]) -> Result<Vec<Vec<R>>> {
-        let (rows, cols) = self.matrix("linear")?;
-        let mut products: Vec<Vec<R>> = inputs.iter().map(|(_, n)| vec![R::zero(); n * rows]).collect();
-        let mut start = 0;
-        while start < rows {
-            let end = rows.min(start + self.block_rows::<R>());
-            let w = self.rows_as::<R>(start, end);
-            for (y, &(x, n)) in products.iter_mut().zip(inputs) {
-                let y = y.get_mut(start..).unwrap_or_default();
-                matmul(
-                    MatMut::strided(y, n, end - start, rows),
-                    Mat::new(x, n, cols),
-                    Mat::new(&w, end - start, cols).t(),
-                    R::one(),
-                    R::zero(),
-                    Threads::All,
-                );
-            }
-            start = end;
-        }
-        Ok(products)
+    /// finish(x·Wᵀ + other) `[n, out]` for x `[n, in]`, in the type C.
+    pub(crate) fn sum_of<E: Element, C: Element<Acc = E::Acc>>(
+        &self,
+        x: &[E],
+        n: usize,
+        other: Option<Term<'_>>,
+        finish: Finish<'_, E::Acc>,
+    ) -> Result<Vec<C>> {
+        let (out, cols) = self.matrix("linear")?;
+        let own = Term { a: Operand::of(Mat::new(x, n, cols)), b: self.operand()?.t(), scale: 1.0 };
+        let mut y = vec![C::default(); n * out];
+        let terms: Vec<Term<'_>> = [own].into_iter().chain(other).collect();
+        sum_of_products(MatMut::new(&mut y, n, out), false, &terms, finish, Threads::All);
+        Ok(y)
+    }
+
+    /// The same in the type of x.
+    pub(crate) fn sum_with<E: Element>(
+        &self,
+        x: &[E],
+        n: usize,
+        other: Option<Term<'_>>,
+        finish: Finish<'_, E::Acc>,
+    ) -> Result<Vec<E>> {
+        self.sum_of(x, n, other, finish)
+    }
+
+    /// y `[n, out]` = x `[n, in]` · Wᵀ.
+    pub(crate) fn times_transposed<R: Real>(&self, x: &[R], n: usize) -> Result<Vec<R>> {
+        self.times_transposed_of(x, n)
+    }
+
+    pub(crate) fn times_transposed_of<E: Element, C: Element<Acc = E::Acc>>(&self, x: &[E], n: usize) -> Result<Vec<C>> {
+        self.sum_of(x, n, None, Finish::default())
+    }
+
+    /// dy·W `[n, in]` for dy `[n, out]`, to be summed.
+    pub(crate) fn gradient<'a, E: Element>(&'a self, dy: &'a [E], n: usize) -> Result<Term<'a>> {
+        let (out, _) = self.matrix("linear backward")?;
+        Ok(Term { a: Operand::of(Mat::new(dy, n, out)), b: self.operand()?, scale: 1.0 })
     }
 
     /// dx `[n, in]` = dy `[n, out]` · W.
     pub(crate) fn times<R: Real>(&self, dy: &[R], n: usize) -> Result<Vec<R>> {
-        let (rows, cols) = self.matrix("linear backward")?;
-        let mut dx = vec![R::zero(); n * cols];
-        let mut start = 0;
-        while start < rows {
-            let end = rows.min(start + self.block_rows::<R>());
-            let w = self.rows_as::<R>(start, end);
-            let beta = if start == 0 { R::zero() } else { R::one() };
-            matmul(
-                MatMut::new(&mut dx, n, cols),
-                Mat::strided(&dy[start..], n, end - start, rows),
-                Mat::new(&w, end - start, cols),
-                R::one(),
-                beta,
-                Threads::All,
-            );
-            start = end;
-        }
+        self.times_of(dy, n)
+    }
+
+    pub(crate) fn times_of<E: Element, C: Element<Acc = E::Acc>>(&self, dy: &[E], n: usize) -> Result<Vec<C>> {
+        let (_, cols) = self.matrix("linear backward")?;
+        let mut dx = vec![C::default(); n * cols];
+        let c = MatMut::new(&mut dx, n, cols);
+        sum_of_products(c, false, &[self.gradient(dy, n)?], Finish::default(), Threads::All);
         Ok(dx)
     }
 

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use num_traits::Float;
 use rayon::prelude::*;
 
 use super::lora::{Factors, LoraSaved};
 use super::{Input, Lora};
 use crate::error::{Error, Result, check_shape};
-use crate::gemm::{Mat, MatMut, Threads, matmul};
-use crate::tape::{Mode, Sink, Tape};
-use crate::{DType, Element, ParamId, Params, Real, Tensor, Weight, dispatch, dispatch_real};
+use crate::gemm::{Finish, Mat, MatMut, Threads, matmul};
+use crate::isa::vectorised;
+use crate::tape::{Mode, Sink, Source, Tape};
+use crate::{Element, ParamId, Params, Real, Tensor, Weight, dispatch, dispatch_real};
 
 /// The magnitudes that make a [`Lora`] a DoRA: row j of W + s·B·A is scaled by gⱼ = mⱼ / ‖(W + s·B·A)ⱼ‖.
 ///
@@ -156,24 +158,26 @@ impl Dora {
 }
 
 /// In one pass over the rows of dy: dz = g∘dy in its place, and the sums over rows of dy∘u, `[out]`, in a fixed order.
-pub(crate) fn scale_gradient<R: Real, E: Element>(dy: &mut [R], u: &[E], g: &[R]) -> Vec<R> {
+pub(crate) fn scale_gradient<D: Element, E: Element>(dy: &mut [D], u: &[E], g: &[D::Acc]) -> Vec<D::Acc> {
     let out = g.len();
     let block = 64 * out.max(1);
-    let partial: Vec<Vec<R>> = dy
+    let partial: Vec<Vec<D::Acc>> = dy
         .par_chunks_mut(block)
         .zip(u.par_chunks(block))
         .map(|(dy, u)| {
-            let mut sums = vec![R::zero(); out];
-            for (dy, u) in dy.chunks_exact_mut(out).zip(u.chunks_exact(out)) {
-                for (((dy, u), &g), sum) in dy.iter_mut().zip(u).zip(g).zip(&mut sums) {
-                    *sum += *dy * R::of(u.to_acc().f64());
-                    *dy *= g;
+            let mut sums = vec![D::Acc::of(0.0); out];
+            vectorised(|| {
+                for (dy, u) in dy.chunks_exact_mut(out).zip(u.chunks_exact(out)) {
+                    for (((dy, u), &g), sum) in dy.iter_mut().zip(u).zip(g).zip(&mut sums) {
+                        *sum += dy.to_acc() * D::Acc::of(u.to_acc().f64());
+                        *dy = D::from_acc(dy.to_acc() * g);
+                    }
                 }
-            }
+            });
             sums
         })
         .collect();
-    let mut total = vec![R::zero(); out];
+    let mut total = vec![D::Acc::of(0.0); out];
     for sums in &partial {
         total.iter_mut().zip(sums).for_each(|(t, &s)| *t += s);
     }
@@ -192,105 +196,87 @@ pub(super) struct DoraSaved {
     dm_factor: Tensor,
 }
 
-/// What a pass multiplies W by, together, so that it's decoded once.
-struct Products<R> {
-    /// drop(x)·Wᵀ `[n, out]`.
-    u: Vec<R>,
-    /// (x − drop(x))·Wᵀ, with dropout.
-    unseen: Option<Vec<R>>,
-    /// A·Wᵀ `[r, out]`, or nothing if it isn't wanted.
-    cross: Vec<R>,
-}
-
-fn products<R: Real>(
-    dora: &Dora,
-    f: &Factors<'_, R>,
-    &Input { x, n, weight, .. }: &Input<'_, R>,
-    dropped: Option<&[R]>,
-) -> Result<Products<R>> {
-    let unseen = dropped.map(|dropped| difference(x, dropped));
-    let mut inputs = vec![(dropped.unwrap_or(x), n)];
-    inputs.extend(unseen.as_deref().map(|unseen| (unseen, n)));
-    inputs.extend(dora.wants_cross().then_some((f.a, f.r)));
-    let mut products = weight.times_transposed_each(&inputs)?.into_iter();
-    Ok(Products {
-        u: products.next().unwrap_or_default(),
-        unseen: dropped.and_then(|_| products.next()),
-        cross: products.next().unwrap_or_default(),
-    })
-}
-
-/// y `[n, out]` of [`Dora`], rounded once to `dtype` in the pass that scales it and adds the bias.
-pub(super) fn forward<R: Real>(
+/// y `[n, out]` of [`Dora`], rounded once.
+pub(super) fn forward<E: Element>(
     (lora, dora): (&Lora, &Dora),
     tape: &mut Tape<'_>,
-    input: &Input<'_, R>,
-    bias: Option<&[R]>,
-    dtype: DType,
+    input: &Input<'_, E>,
+    bias: Option<&[E::Acc]>,
 ) -> Result<(Tensor, DoraSaved)> {
-    let &Input { x, n, shape: [out, cols], .. } = input;
-    let f = lora.factors::<R>(tape.params(), [out, cols])?;
+    let &Input { x, n, weight, shape: [out, cols] } = input;
+    let f = lora.factors::<E::Acc>(tape.params(), [out, cols])?;
     let mask = lora.mask(tape, n, cols)?;
     let dropped = mask.dropped(x);
     let seen = dropped.as_deref().unwrap_or(x);
-    let Products { mut u, unseen, cross } = products(dora, &f, input, dropped.as_deref())?;
+    let cross = if dora.wants_cross() { weight.times_transposed(f.a, f.r)? } else { Vec::new() };
     let scale = dora.scale(tape.params(), &f, &cross)?;
     let h = f.down(seen, n);
-    f.add_up(&h, n, &mut u);
-    let least = R::of(LEAST_FACTOR);
-    let from_output = bias.is_none() && unseen.is_none() && scale.g.iter().all(|g| g.abs() >= least);
-    let keep_u = !from_output && tape.mode() != Mode::Infer;
-    let u_saved = keep_u.then(|| Tensor::from_slice(&u, &[n, out], dtype));
-    let y = Tensor::from_rows(u, [n, out], dtype, |i, y| {
-        y.iter_mut().zip(&scale.g).for_each(|(y, &g)| *y *= g);
-        for row in unseen.as_ref().map(|p| &p[i * out..][..out]).into_iter().chain(bias) {
-            y.iter_mut().zip(row).for_each(|(y, &p)| *y += p);
-        }
-    });
+    let least = E::Acc::of(LEAST_FACTOR);
+    let from_output = bias.is_none() && dropped.is_none() && scale.g.iter().all(|g| g.abs() >= least);
     // With the output in u's place: dm = (Σ dy∘u)/norm = (Σ dy∘y)/(g·norm).
     let mut dm_factor = scale.inverse_norm;
     if from_output {
         dm_factor.iter_mut().zip(&scale.g).for_each(|(d, &g)| *d = *d / g);
     }
+    let (y, u) = if from_output || tape.mode() == Mode::Infer && dropped.is_none() {
+        let finish = Finish { scale: Some(&scale.g), bias };
+        let y = Tensor::new(weight.sum_with::<E>(x, n, Some(f.up(&h, n)), finish)?, &[n, out]);
+        (y.clone(), y)
+    } else {
+        let u: Vec<E::Acc> = weight.sum_of::<E, E::Acc>(seen, n, Some(f.up(&h, n)), Finish::default())?;
+        let unseen = match &dropped {
+            Some(dropped) => Some(weight.times_transposed_of::<E, E::Acc>(&difference(x, dropped), n)?),
+            None => None,
+        };
+        let saved = Tensor::from_slice(&u, &[n, out], E::DTYPE);
+        let y = Tensor::from_rows(u, [n, out], E::DTYPE, |i, y| {
+            y.iter_mut().zip(&scale.g).for_each(|(y, &g)| *y *= g);
+            for row in unseen.as_ref().map(|p| &p[i * out..][..out]).into_iter().chain(bias) {
+                y.iter_mut().zip(row).for_each(|(y, &p)| *y += p);
+            }
+        });
+        (y, saved)
+    };
     let saved = DoraSaved {
         magnitude: dora.magnitude,
         lora: LoraSaved { lora: lora.clone(), mask, h: Tensor::new(h, &[n, f.r]) },
         g: Tensor::new(scale.g, &[out]),
-        u: u_saved.unwrap_or_else(|| y.clone()),
+        u,
         dm_factor: Tensor::new(dm_factor, &[out]),
     };
     Ok((y, saved))
 }
 
 /// a − b.
-pub(crate) fn difference<R: Real>(a: &[R], b: &[R]) -> Vec<R> {
-    crate::tensor::map2_to_vec(a, b, |a, b| a - b)
+pub(crate) fn difference<E: Element>(a: &[E], b: &[E]) -> Vec<E> {
+    crate::tensor::map2_to_vec(a, b, |a, b| E::from_acc(a.to_acc() - b.to_acc()))
 }
 
 impl DoraSaved {
-    /// Adds dm, dA and dB; the result is dx if it's wanted.
-    pub fn backward<R: Real>(
+    /// Adds dm, dA, dB, and dx if it's wanted.
+    pub fn backward<E: Element>(
         self,
-        input: &Input<'_, R>,
+        input: &Input<'_, E>,
         dy: Tensor,
-        want_dx: bool,
+        x: Source,
         grads: &mut Sink<'_>,
-    ) -> Result<Option<Vec<R>>> {
+    ) -> Result<()> {
         let &Input { n, weight, shape, .. } = input;
-        let clean = match want_dx && !self.lora.mask.is_none() {
-            true => Some(weight.times(&dy.reals::<R>(), n)?),
+        let clean = match x.needs_grad() && !self.lora.mask.is_none() {
+            true => Some(weight.times_of::<E, E::Acc>(dy.slice()?, n)?),
             false => None,
         };
-        let mut dz = dy.into_reals::<R>();
-        let (g, factor) = (self.g.slice::<R>()?, self.dm_factor.slice::<R>()?);
-        let mut dm = dispatch!(self.u.dtype(), E => scale_gradient(&mut dz, self.u.slice::<E>()?, g));
+        let mut dz = dy.into_vec::<E>()?;
+        let (g, factor) = (self.g.slice::<E::Acc>()?, self.dm_factor.slice::<E::Acc>()?);
+        let mut dm = dispatch!(self.u.dtype(), U => scale_gradient(&mut dz, self.u.slice::<U>()?, g));
         dm.iter_mut().zip(factor).for_each(|(d, &f)| *d *= f);
         grads.add_param(self.magnitude, Tensor::new(dm, &[g.len()]))?;
-        let Some(clean) = clean else { return self.lora.backward(input, &dz, want_dx, grads) };
+        let Some(clean) = clean else { return self.lora.backward(input, &dz, x, grads) };
 
-        let f = self.lora.lora.factors::<R>(grads.params, shape)?;
+        let f = self.lora.lora.factors::<E::Acc>(grads.params, shape)?;
         let dh = self.lora.factor_gradients(&f, input, &dz, grads)?;
-        let scaled = weight.times(&dz, n)?;
-        Ok(Some(self.lora.mask.dx_of_scaled(&f, &dh, clean, scaled)))
+        let scaled = weight.times_of::<E, E::Acc>(&dz, n)?;
+        let dx = self.lora.mask.dx_of_scaled(&f, &dh, clean, scaled);
+        grads.add(x, Tensor::from_reals(dx, &[n, f.cols], E::DTYPE))
     }
 }

@@ -4,11 +4,11 @@ use rayon::prelude::*;
 
 use super::{Dora, Input};
 use crate::error::{Result, check_shape};
-use crate::gemm::{Mat, MatMut, Threads, matmul};
+use crate::gemm::{Finish, Mat, MatMut, Term, Threads, sum_of_products};
 use crate::rng::Key;
-use crate::tape::{Sink, Tape};
+use crate::tape::{Sink, Source, Tape};
 use crate::tensor::{CHUNK, zip_mut};
-use crate::{ParamId, Params, Real, Tensor};
+use crate::{Element, ParamId, Params, Real, Tensor};
 
 /// Dropout on the input of the adapter's branch (the base branch sees the input as it is).
 #[derive(Clone, Debug)]
@@ -82,41 +82,61 @@ impl<'p, R: Real> Factors<'p, R> {
     }
 
     /// h `[n, r]` = x `[n, in]` · Aᵀ.
-    pub fn down(&self, x: &[R], n: usize) -> Vec<R> {
+    pub fn down<E: Element<Acc = R>>(&self, x: &[E], n: usize) -> Vec<R> {
         let mut h = vec![R::zero(); n * self.r];
-        let (c, x) = (MatMut::new(&mut h, n, self.r), Mat::new(x, n, self.cols));
-        matmul(c, x, self.a().t(), R::one(), R::zero(), Threads::All);
+        let term = Term::new(Mat::new(x, n, self.cols), self.a().t());
+        sum_of_products(MatMut::new(&mut h, n, self.r), false, &[term], Finish::default(), Threads::All);
         h
+    }
+
+    /// s·h·Bᵀ `[n, out]`, to be added to x·Wᵀ.
+    pub fn up<'a>(&self, h: &'a [R], n: usize) -> Term<'a>
+    where
+        'p: 'a,
+    {
+        Term::new(Mat::new(h, n, self.r), self.b().t()).scaled(self.s.f64())
     }
 
     /// y `[n, out]` += s·h·Bᵀ.
     pub fn add_up(&self, h: &[R], n: usize, y: &mut [R]) {
-        let (c, h) = (MatMut::new(y, n, self.out), Mat::new(h, n, self.r));
-        matmul(c, h, self.b().t(), self.s, R::one(), Threads::All);
+        let c = MatMut::new(y, n, self.out);
+        sum_of_products(c, true, &[self.up(h, n)], Finish::default(), Threads::All);
     }
 
     /// dB `[out, r]` += s·dyᵀ·h; the result is dh `[n, r]` = s·dy·B.
-    pub fn up_backward(&self, dy: &[R], h: &[R], n: usize, db: &mut [R]) -> Vec<R> {
-        let dy = Mat::new(dy, n, self.out);
+    pub fn up_backward<E: Element<Acc = R>>(&self, dy: &[E], h: &[R], n: usize, db: &mut [R]) -> Vec<R> {
+        let (dy, s) = (Mat::new(dy, n, self.out), self.s.f64());
+        let term = Term::new(dy.t(), Mat::new(h, n, self.r)).scaled(s);
         let c = MatMut::new(db, self.out, self.r);
-        matmul(c, dy.t(), Mat::new(h, n, self.r), self.s, R::one(), Threads::All);
+        sum_of_products(c, true, &[term], Finish::default(), Threads::All);
         let mut dh = vec![R::zero(); n * self.r];
-        matmul(MatMut::new(&mut dh, n, self.r), dy, self.b(), self.s, R::zero(), Threads::All);
+        let c = MatMut::new(&mut dh, n, self.r);
+        let term = Term::new(dy, self.b());
+        sum_of_products(c, false, &[term], Finish { scale: Some(&vec![self.s; self.r]), bias: None }, Threads::All);
         dh
     }
 
     /// dA `[r, in]` = dhᵀ·x.
-    pub fn da(&self, dh: &[R], x: &[R], n: usize) -> Tensor {
+    pub fn da<E: Element<Acc = R>>(&self, dh: &[R], x: &[E], n: usize) -> Tensor {
         let mut da = vec![R::zero(); self.r * self.cols];
-        let (dh, x) = (Mat::new(dh, n, self.r), Mat::new(x, n, self.cols));
-        matmul(MatMut::new(&mut da, self.r, self.cols), dh.t(), x, R::one(), R::zero(), Threads::All);
+        let term = Term::new(Mat::new(dh, n, self.r).t(), Mat::new(x, n, self.cols));
+        let c = MatMut::new(&mut da, self.r, self.cols);
+        sum_of_products(c, false, &[term], Finish::default(), Threads::All);
         Tensor::new(da, &[self.r, self.cols])
+    }
+
+    /// dh·A `[n, in]`, to be added to dy·W.
+    pub fn down_backward<'a>(&self, dh: &'a [R], n: usize) -> Term<'a>
+    where
+        'p: 'a,
+    {
+        Term::new(Mat::new(dh, n, self.r), self.a())
     }
 
     /// dx `[n, in]` += dh·A.
     pub fn add_dx(&self, dh: &[R], n: usize, dx: &mut [R]) {
-        let (c, dh) = (MatMut::new(dx, n, self.cols), Mat::new(dh, n, self.r));
-        matmul(c, dh, self.a(), R::one(), R::one(), Threads::All);
+        let c = MatMut::new(dx, n, self.cols);
+        sum_of_products(c, true, &[self.down_backward(dh, n)], Finish::default(), Threads::All);
     }
 }
 
@@ -126,50 +146,56 @@ pub(super) struct LoraSaved {
     pub h: Tensor,
 }
 
-/// y `[n, out]` = x·Wᵀ + s·(drop(x)·Aᵀ)·Bᵀ.
-pub(super) fn forward<R: Real>(
+/// y `[n, out]` = x·Wᵀ + s·(drop(x)·Aᵀ)·Bᵀ + bias, in one sum that is rounded once.
+pub(super) fn forward<E: Element>(
     lora: &Lora,
     tape: &mut Tape<'_>,
-    input: &Input<'_, R>,
-) -> Result<(Vec<R>, LoraSaved)> {
+    input: &Input<'_, E>,
+    bias: Option<&[E::Acc]>,
+) -> Result<(Tensor, LoraSaved)> {
     let &Input { x, n, weight, shape } = input;
-    let f = lora.factors::<R>(tape.params(), shape)?;
+    let f = lora.factors::<E::Acc>(tape.params(), shape)?;
     let mask = lora.mask(tape, n, f.cols)?;
-    let mut y = weight.times_transposed(x, n)?;
     let h = f.down(mask.dropped(x).as_deref().unwrap_or(x), n);
-    f.add_up(&h, n, &mut y);
-    Ok((y, LoraSaved { lora: lora.clone(), mask, h: Tensor::new(h, &[n, f.r]) }))
+    let y = weight.sum_with::<E>(x, n, Some(f.up(&h, n)), Finish { scale: None, bias })?;
+    let saved = LoraSaved { lora: lora.clone(), mask, h: Tensor::new(h, &[n, f.r]) };
+    Ok((Tensor::new(y, &[n, f.out]), saved))
 }
 
 impl LoraSaved {
-    /// Adds dA and dB; the result is dx if it's wanted.
-    pub fn backward<R: Real>(
+    /// Adds dA, dB, and dx if it's wanted.
+    pub fn backward<E: Element>(
         self,
-        input: &Input<'_, R>,
-        dy: &[R],
-        want_dx: bool,
+        input: &Input<'_, E>,
+        dy: &[E],
+        x: Source,
         grads: &mut Sink<'_>,
-    ) -> Result<Option<Vec<R>>> {
+    ) -> Result<()> {
         let &Input { n, weight, shape, .. } = input;
-        let f = self.lora.factors::<R>(grads.params, shape)?;
+        let f = self.lora.factors::<E::Acc>(grads.params, shape)?;
         let dh = self.factor_gradients(&f, input, dy, grads)?;
-        if !want_dx {
-            return Ok(None);
+        if !x.needs_grad() {
+            return Ok(());
         }
-        let mut dx = weight.times(dy, n)?;
-        self.mask.add_dx(&f, &dh, n, &mut dx);
-        Ok(Some(dx))
+        match self.mask.is_none() {
+            true => grads.add_products::<E>(x, [n, f.cols], &[weight.gradient(dy, n)?, f.down_backward(&dh, n)]),
+            false => {
+                let mut dx = weight.times_of::<E, E::Acc>(dy, n)?;
+                self.mask.add_dx(&f, &dh, n, &mut dx);
+                grads.add(x, Tensor::from_reals(dx, &[n, f.cols], E::DTYPE))
+            }
+        }
     }
 
     /// Adds dA and dB for the gradient `dy` of the branch's output; the result is dh `[n, r]`.
-    pub fn factor_gradients<R: Real>(
+    pub fn factor_gradients<E: Element>(
         &self,
-        f: &Factors<'_, R>,
-        &Input { x, n, .. }: &Input<'_, R>,
-        dy: &[R],
+        f: &Factors<'_, E::Acc>,
+        &Input { x, n, .. }: &Input<'_, E>,
+        dy: &[E],
         grads: &mut Sink<'_>,
-    ) -> Result<Vec<R>> {
-        let mut db = vec![R::zero(); f.out * f.r];
+    ) -> Result<Vec<E::Acc>> {
+        let mut db = vec![E::Acc::of(0.0); f.out * f.r];
         let dh = f.up_backward(dy, self.h.slice()?, n, &mut db);
         let da = f.da(&dh, self.mask.dropped(x).as_deref().unwrap_or(x), n);
         grads.add_param(self.lora.a, da)?;
@@ -226,21 +252,24 @@ impl Mask {
     }
 
     /// x times the mask, or `None` when there is no mask.
-    pub fn dropped<R: Real>(&self, x: &[R]) -> Option<Vec<R>> {
+    pub fn dropped<E: Element>(&self, x: &[E]) -> Option<Vec<E>> {
         match self {
             Mask::None => None,
-            Mask::Given(m) => Some(m.reals::<R>().iter().zip(x).map(|(&m, &x)| m * x).collect()),
+            Mask::Given(m) => {
+                let m = m.reals::<E::Acc>();
+                Some(m.iter().zip(x).map(|(&m, x)| E::from_acc(m * x.to_acc())).collect())
+            }
             Mask::Random(key, p) => {
                 let threshold = (p * 4_294_967_296.0) as u64;
-                let scale = R::of(1.0 / (1.0 - p));
-                let mut out = vec![R::zero(); x.len()];
+                let scale = E::Acc::of(1.0 / (1.0 - p));
+                let mut out = vec![E::default(); x.len()];
                 out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(c, (out, x))| {
                     let first = (c * CHUNK / 4) as u64;
                     for (i, (out, x)) in out.chunks_mut(4).zip(x.chunks(4)).enumerate() {
                         let words = key.words(first + i as u64);
-                        for ((out, &x), &w) in out.iter_mut().zip(x).zip(&words) {
+                        for ((out, x), &w) in out.iter_mut().zip(x).zip(&words) {
                             if (w as u64) >= threshold {
-                                *out = x * scale;
+                                *out = E::from_acc(x.to_acc() * scale);
                             }
                         }
                     }

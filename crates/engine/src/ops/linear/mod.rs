@@ -13,13 +13,14 @@ use dora::DoraSaved;
 use lora::LoraSaved;
 
 use crate::error::{Error, Result};
-use crate::gemm::{Mat, MatMut, Threads, matmul};
+use crate::isa::vectorised;
+use crate::gemm::{Finish, Mat, MatMut, Term, Threads, sum_of_products};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
-use crate::{DType, FrozenWeight, ParamId, Real, Tensor, Weight, dispatch_real};
+use crate::{DType, Element, FrozenWeight, ParamId, Real, Tensor, Weight, dispatch};
 
 /// What a forward variant and its backward compute from: x `[n, in]` and W `shape` = `[out, in]`.
-struct Input<'a, R> {
-    x: &'a [R],
+struct Input<'a, E> {
+    x: &'a [E],
     n: usize,
     weight: &'a FrozenWeight,
     shape: [usize; 2],
@@ -47,54 +48,55 @@ impl Backward for LinearBackward {
         "linear"
     }
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
-        dispatch_real!(self.dtype, R => self.run::<R>(dy, grads))
+        dispatch!(self.dtype, E => self.run::<E>(dy, grads))
     }
 }
 
 impl LinearBackward {
-    fn run<R: Real>(self, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
+    fn run<E: Element>(self, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
         let n = dy.rows();
         let weight = self.weight.resolve(grads.params);
         let (out, cols) = weight.matrix("linear backward")?;
-        let x = self.x.as_ref().map(|x| x.reals::<R>()).unwrap_or_default();
+        let x = self.x.as_ref().map_or(Ok(&[][..]), |x| x.slice::<E>())?;
         if let Some(id) = self.weight.param() {
-            let mut dw = vec![R::zero(); out * cols];
-            let (c, dy) = (MatMut::new(&mut dw, out, cols), dy.reals::<R>());
-            matmul(c, Mat::new(&dy, n, out).t(), Mat::new(&x, n, cols), R::one(), R::zero(), Threads::All);
+            let mut dw = vec![E::Acc::of(0.0); out * cols];
+            let term = Term::new(Mat::new(dy.slice::<E>()?, n, out).t(), Mat::new(x, n, cols));
+            let c = MatMut::new(&mut dw, out, cols);
+            sum_of_products(c, false, &[term], Finish::default(), Threads::All);
             grads.add_param(id, Tensor::new(dw, &[out, cols]))?;
         }
         if let Some(id) = self.bias {
-            grads.add_param(id, Tensor::new(column_sums(&dy.reals::<R>(), out), &[out]))?;
+            grads.add_param(id, Tensor::new(column_sums(dy.slice::<E>()?, out), &[out]))?;
         }
-        let want_dx = self.x_source.needs_grad();
-        let input = Input { x: &x, n, weight: &weight, shape: [out, cols] };
-        let dx = match self.variant {
-            Variant::Plain if want_dx => Some(weight.times(&dy.reals::<R>(), n)?),
-            Variant::Plain => None,
-            Variant::Lora(saved) => saved.backward(&input, &dy.reals::<R>(), want_dx, grads)?,
-            Variant::Dora(saved) => saved.backward::<R>(&input, dy, want_dx, grads)?,
-        };
-        match dx {
-            Some(dx) => grads.add(self.x_source, Tensor::from_reals(dx, &[n, cols], self.dtype)),
-            None => Ok(()),
+        let source = self.x_source;
+        let input = Input { x, n, weight: &weight, shape: [out, cols] };
+        match self.variant {
+            Variant::Plain if source.needs_grad() => {
+                grads.add_products::<E>(source, [n, cols], &[weight.gradient(dy.slice::<E>()?, n)?])
+            }
+            Variant::Plain => Ok(()),
+            Variant::Lora(saved) => saved.backward::<E>(&input, dy.slice()?, source, grads),
+            Variant::Dora(saved) => saved.backward::<E>(&input, dy, source, grads),
         }
     }
 }
 
 /// Sums over rows in a fixed order: blocks of rows first, then the blocks.
-pub(crate) fn column_sums<R: Real>(x: &[R], cols: usize) -> Vec<R> {
+pub(crate) fn column_sums<E: Element>(x: &[E], cols: usize) -> Vec<E::Acc> {
     use rayon::prelude::*;
-    let partial: Vec<Vec<R>> = x
+    let partial: Vec<Vec<E::Acc>> = x
         .par_chunks(64 * cols.max(1))
         .map(|block| {
-            let mut sum = vec![R::zero(); cols];
-            for row in block.chunks_exact(cols) {
-                sum.iter_mut().zip(row).for_each(|(s, &v)| *s += v);
-            }
+            let mut sum = vec![E::Acc::of(0.0); cols];
+            vectorised(|| {
+                for row in block.chunks_exact(cols) {
+                    sum.iter_mut().zip(row).for_each(|(s, v)| *s += v.to_acc());
+                }
+            });
             sum
         })
         .collect();
-    let mut total = vec![R::zero(); cols];
+    let mut total = vec![E::Acc::of(0.0); cols];
     for p in &partial {
         total.iter_mut().zip(p).for_each(|(t, &v)| *t += v);
     }
@@ -127,26 +129,25 @@ pub fn linear(
         });
     }
     let (out, cols) = w.matrix("linear")?;
-    let (y, variant) = dispatch_real!(dtype, R => {
-        let xr = x.value().reals::<R>();
-        let input = Input { x: &xr, n, weight: &w, shape: [out, cols] };
-        let b = match bias {
-            Some(b) => Some(b.vector::<R>(tape.params(), "linear", out)?),
+    let (y, variant) = dispatch!(dtype, E => {
+        let input = Input { x: x.value().slice::<E>()?, n, weight: &w, shape: [out, cols] };
+        let bias = match bias {
+            Some(b) => Some(b.vector::<<E as Element>::Acc>(tape.params(), "linear", out)?),
             None => None,
         };
-        let add_bias = |_, y: &mut [R]| y.iter_mut().zip(b.iter().flatten()).for_each(|(y, &b)| *y += b);
+        let bias = bias.as_deref();
         match lora.map(|l| (l, &l.dora)) {
             None => {
-                let y = w.times_transposed(&xr, n)?;
-                (Tensor::from_rows(y, [n, out], dtype, add_bias), Variant::Plain)
+                let y = w.sum_with::<E>(input.x, n, None, Finish { scale: None, bias })?;
+                (Tensor::new(y, &[n, out]), Variant::Plain)
             }
             Some((lora, None)) => {
-                let (y, saved) = lora::forward(lora, tape, &input)?;
-                (Tensor::from_rows(y, [n, out], dtype, add_bias), Variant::Lora(saved))
+                let (y, saved) = lora::forward(lora, tape, &input, bias)?;
+                (y, Variant::Lora(saved))
             }
             Some((lora, Some(dora))) => {
                 dora.check_frozen("linear", weight)?;
-                let (y, saved) = dora::forward((lora, dora), tape, &input, b.as_deref(), dtype)?;
+                let (y, saved) = dora::forward((lora, dora), tape, &input, bias)?;
                 (y, Variant::Dora(saved))
             }
         }
