@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use crate::error::{Error, Result, check_shape};
 use crate::gemm::{Finish, MatMut, Term, Threads, sum_of_products};
 use crate::param::{Gradients, ParamId, Params};
+use crate::profile::{self, Pass};
 use crate::rng::Key;
 use crate::{DType, Element, Tensor, dispatch};
 
@@ -220,6 +221,7 @@ impl<'p> Tape<'p> {
             let node = &mut self.nodes[i];
             let (Some(dy), Some(op)) = (by_node[i].take(), node.op.take()) else { continue };
             check_shape(op.name(), "gradient of the output", dy.shape(), &node.shape)?;
+            let _span = profile::span(op.name(), Pass::Backward);
             let mut sink = Sink { by_node: &mut by_node, by_param: gradients, params: self.params };
             op.backward(dy, &mut sink)?;
         }

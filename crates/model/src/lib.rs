@@ -2,6 +2,7 @@
 
 pub mod adapter;
 mod batch;
+pub mod bench;
 pub mod decoder;
 mod error;
 pub mod families;

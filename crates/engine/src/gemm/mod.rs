@@ -13,6 +13,7 @@ mod tiled;
 use half::bf16;
 
 use crate::isa::{Isa, isa};
+use crate::profile;
 use crate::{DType, Element, Real};
 
 /// A matrix in a slice: element (i, j) is `data[i·row_stride + j·col_stride]`, and one of the strides is 1.
@@ -230,6 +231,10 @@ pub(crate) fn sum_of_products<E: Element>(
     for t in terms {
         let ((m, k), (k2, n)) = (t.a.shape(), t.b.shape());
         assert!(m == c.rows && n == c.cols && k == k2, "shapes of a matrix product do not fit");
+        if threads == Threads::All {
+            let bytes = m * k * t.a.dtype().size() + k * n * t.b.dtype().size() + m * n * E::DTYPE.size();
+            profile::count(2.0 * m as f64 * n as f64 * k as f64, bytes as f64);
+        }
     }
     assert!(finish.scale.is_none_or(|s| s.len() >= c.cols), "a scale for every column");
     assert!(finish.bias.is_none_or(|b| b.len() >= c.cols), "a bias for every column");

@@ -1,5 +1,6 @@
 use rayon::prelude::*;
 
+use crate::profile::{self, Pass};
 use crate::error::{Result, check_shape};
 use crate::tensor::CHUNK;
 use crate::{Real, Tensor, dispatch_real};
@@ -26,6 +27,7 @@ pub fn adamw_step(
     step: u64,
     o: &AdamW,
 ) -> Result<()> {
+    let _span = profile::span("adamw", Pass::Forward);
     check_shape("adamw", "gradient", g.shape(), p.shape())?;
     dispatch_real!(p.dtype(), R => run::<R>(p, m, v, g, grad_scale, step, o))
 }

@@ -1,3 +1,4 @@
+use crate::profile::{self, Pass};
 use crate::error::{Result, check_shape};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
 use crate::{Element, Real, Tensor, dispatch};
@@ -34,6 +35,7 @@ pub fn add(tape: &mut Tape<'_>, a: &Var, b: &Var) -> Result<Var> {
 ///
 /// da = dy, db = factor·dy. Saved: nothing but the factor.
 pub fn add_scaled(tape: &mut Tape<'_>, a: &Var, b: &Var, factor: f64) -> Result<Var> {
+    let _span = profile::span("add", Pass::Forward);
     check_shape("add", "second operand", b.value().shape(), a.value().shape())?;
     let y = dispatch!(a.value().dtype(), E => {
         let (x, y) = (a.value().slice::<E>()?, b.value().slice::<E>()?);

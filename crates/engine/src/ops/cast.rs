@@ -1,3 +1,4 @@
+use crate::profile::{self, Pass};
 use crate::error::Result;
 use crate::tape::{Backward, Sink, Source, Tape, Var};
 use crate::{DType, Tensor};
@@ -18,6 +19,7 @@ impl Backward for CastBackward {
 
 /// x in another storage type; the gradient is cast back. Nothing is saved.
 pub fn cast(tape: &mut Tape<'_>, x: &Var, dtype: DType) -> Var {
+    let _span = profile::span("cast", Pass::Forward);
     if x.value().dtype() == dtype {
         return x.clone();
     }

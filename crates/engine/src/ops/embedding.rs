@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::Lora;
 use super::linear::{Factors, Scale, scale_gradient};
 use crate::error::Result;
+use crate::profile::{self, Pass};
 use crate::tape::{Backward, Sink, Tape, Var};
 use crate::{DType, FrozenWeight, Params, Real, Tensor, Weight, dispatch_real};
 
@@ -105,6 +106,7 @@ pub fn embedding(
     padding: Option<u32>,
     dtype: DType,
 ) -> Result<Var> {
+    let _span = profile::span("embedding", Pass::Forward);
     let w = table.resolve(tape.params());
     let (y, dora) =
         dispatch_real!(dtype, R => forward::<R>(tape.params(), ids, table, &w, lora, scale, dtype)?);

@@ -1,5 +1,6 @@
 use rayon::prelude::*;
 
+use crate::profile::{self, Pass};
 use crate::error::{Result, check_shape};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
 use crate::tensor::{CHUNK, map2_to_vec};
@@ -149,6 +150,7 @@ fn backward<E: Element, A: Curve>(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Re
 ///
 /// Computed in one pass and rounded once. Saved: gate and up.
 pub fn gated(tape: &mut Tape<'_>, gate: &Var, up: &Var, activation: Activation) -> Result<Var> {
+    let _span = profile::span("gated", Pass::Forward);
     check_shape("gated", "up", up.value().shape(), gate.value().shape())?;
     let y = dispatch!(gate.value().dtype(), E => {
         let (g, u) = (gate.value().slice::<E>()?, up.value().slice::<E>()?);

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::profile::{self, Pass};
 use crate::error::{Result, check_shape};
 use crate::rng::Key;
 use crate::tape::{Tape, Var};
@@ -17,6 +18,7 @@ use crate::{Element, Real, Tensor, dispatch};
 /// # Errors
 /// If there isn't one magnitude per token.
 pub fn uniform_noise(tape: &mut Tape<'_>, x: &Var, magnitudes: &[f64]) -> Result<Var> {
+    let _span = profile::span("uniform_noise", Pass::Forward);
     check_shape("uniform_noise", "magnitudes [tokens]", &[magnitudes.len()], &[x.value().rows()])?;
     if magnitudes.iter().all(|&m| m == 0.0) {
         return Ok(x.clone());

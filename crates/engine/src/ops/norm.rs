@@ -1,6 +1,7 @@
 use num_traits::Float;
 use rayon::prelude::*;
 
+use crate::profile::{self, Pass};
 use crate::error::{Error, Result};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
 use crate::{DType, Element, Params, Real, Tensor, Weight, dispatch};
@@ -108,6 +109,7 @@ impl RmsNormBackward {
 /// # Errors
 /// If w is not a vector, or its length does not divide the rows.
 pub fn rms_norm(tape: &mut Tape<'_>, x: &Var, weight: &Weight, config: RmsNorm) -> Result<Var> {
+    let _span = profile::span("rms_norm", Pass::Forward);
     let (y, rstd) = dispatch!(x.value().dtype(), E => {
         let (w, _) = config.weight::<<E as Element>::Acc>(weight, tape.params(), x.value().cols())?;
         forward::<E>(x.value(), &w, config.eps)?

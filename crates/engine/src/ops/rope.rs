@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::profile::{self, Pass};
 use crate::error::{Error, Result};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
 use crate::{Element, Real, Tensor, dispatch};
@@ -102,6 +103,7 @@ pub fn rope(
     positions: &Arc<[u32]>,
     head_dim: usize,
 ) -> Result<Var> {
+    let _span = profile::span("rope", Pass::Forward);
     let value = x.value();
     if value.rows() != positions.len() || head_dim < 2 * table.half || !value.cols().is_multiple_of(head_dim)
     {

@@ -1,5 +1,6 @@
 use rayon::prelude::*;
 
+use crate::profile::{self, Pass};
 use crate::error::{Error, Result};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
 use crate::{Element, Tensor, dispatch};
@@ -32,6 +33,7 @@ impl Backward for PieceBackward {
 /// # Errors
 /// If the sizes do not add up to the columns.
 pub fn split_columns(tape: &mut Tape<'_>, x: &Var, sizes: &[usize]) -> Result<Vec<Var>> {
+    let _span = profile::span("split_columns", Pass::Forward);
     let value = x.value();
     let (rows, cols) = (value.rows(), value.cols());
     if sizes.iter().try_fold(0usize, |sum, &n| sum.checked_add(n)) != Some(cols) {

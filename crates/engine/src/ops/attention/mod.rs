@@ -5,6 +5,7 @@ mod cpu;
 use std::sync::Arc;
 
 use super::softcap;
+use crate::profile::{self, Pass};
 use crate::error::{Error, Result};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
 use crate::{DType, Tensor, dispatch_real};
@@ -128,6 +129,7 @@ pub fn attention(
     documents: &Documents,
     config: &AttentionConfig,
 ) -> Result<Var> {
+    let _span = profile::span("attention", Pass::Forward);
     config.check(q.value(), k.value(), v.value(), documents.tokens())?;
     let dtype = q.value().dtype();
     let (out, lse) = dispatch_real!(dtype, R => {

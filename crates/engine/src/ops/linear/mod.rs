@@ -12,6 +12,7 @@ pub(crate) use lora::{Factors, Mask};
 use dora::DoraSaved;
 use lora::LoraSaved;
 
+use crate::profile::{self, Pass};
 use crate::error::{Error, Result};
 use crate::isa::vectorised;
 use crate::gemm::{Finish, Mat, MatMut, Term, Threads, sum_of_products};
@@ -118,6 +119,7 @@ pub fn linear(
     bias: Option<&Weight>,
     lora: Option<&Lora>,
 ) -> Result<Var> {
+    let _span = profile::span("linear", Pass::Forward);
     let w = weight.resolve(tape.params());
     let (n, dtype) = (x.value().rows(), x.value().dtype());
     if w.shape().len() != 2 || w.shape()[1] != x.value().cols() {

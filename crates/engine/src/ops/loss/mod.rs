@@ -9,6 +9,7 @@ use chunks::Run;
 
 use super::Lora;
 use crate::error::{Error, Result};
+use crate::profile::{self, Pass};
 use crate::tape::{Backward, Mode, Sink, Source, Tape, Var};
 use crate::{DType, ParamId, Real, Tensor, Weight, dispatch_real};
 
@@ -82,6 +83,7 @@ pub fn linear_cross_entropy(
     targets: &[i32],
     logits: Logits,
 ) -> Result<LossOutput> {
+    let _span = profile::span("linear_cross_entropy", Pass::Forward);
     logits.check("linear_cross_entropy")?;
     let value = x.value();
     check(value, head.resolve(tape.params()).shape(), targets)?;

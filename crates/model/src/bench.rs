@@ -1,0 +1,139 @@
+//! A training step of a model of some shape with random weights, to be timed.
+
+use loratune_engine::ops::{AdamW, adamw_step};
+use loratune_engine::rng::Key;
+use loratune_engine::{DType, Gradients, Mode, Params, Tape, Tensor};
+use serde_json::{Value, json};
+
+use crate::adapter::{AdapterSpec, Start, attach};
+use crate::decoder::{Dtypes, WeightSource};
+use crate::error::Result;
+use crate::files::ModelConfig;
+use crate::spec::DecoderSpec;
+use crate::{Batch, Decoder};
+
+/// Shapes with a name: the configuration's fields of models that people fine-tune.
+pub const SHAPES: &[(&str, [usize; 7])] = &[
+    // hidden, intermediate, layers, heads, key-value heads, vocabulary, tied head
+    ("smollm2-135m", [576, 1536, 30, 9, 3, 49152, 1]),
+    ("smollm2-360m", [960, 2560, 32, 15, 5, 49152, 1]),
+    ("tinyllama-1.1b", [2048, 5632, 22, 32, 4, 32000, 0]),
+    ("smollm2-1.7b", [2048, 8192, 24, 32, 32, 49152, 1]),
+    ("llama3.2-1b", [2048, 8192, 16, 32, 8, 128256, 1]),
+    ("llama2-7b", [4096, 11008, 32, 32, 32, 32000, 0]),
+    ("mistral-7b", [4096, 14336, 32, 32, 8, 32000, 0]),
+    ("llama3-8b", [4096, 14336, 32, 32, 8, 128256, 0]),
+];
+
+/// The fields of config.json for a named shape.
+pub fn shape(name: &str) -> Option<Value> {
+    let [hidden, intermediate, layers, heads, kv_heads, vocabulary, tied] =
+        SHAPES.iter().find(|(known, _)| *known == name)?.1;
+    Some(json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocabulary,
+        "tie_word_embeddings": tied == 1, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "max_position_embeddings": 131072,
+    }))
+}
+
+/// Weights that cost little to draw: uniform with a standard deviation near 0.02, norms of ones.
+#[derive(Clone, Copy, Debug)]
+pub struct QuickWeights {
+    pub seed: u64,
+}
+
+impl WeightSource for QuickWeights {
+    fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        use rayon::prelude::*;
+        if shape.len() == 1 {
+            return Ok(Tensor::from_vec(vec![1f32; shape[0]], shape)?.to_dtype(dtype));
+        }
+        let start = Key::new(self.seed).named(name).words(0)[0];
+        let draw = |i: usize| {
+            let mixed = (i as u32 ^ start).wrapping_mul(0x9e37_79b1);
+            let mixed = (mixed ^ (mixed >> 15)).wrapping_mul(0x85eb_ca6b);
+            ((mixed >> 8) as f32 / (1 << 24) as f32 - 0.5) * 0.07
+        };
+        let n = shape.iter().product();
+        Ok(match dtype {
+            DType::BF16 => {
+                let data: Vec<half::bf16> = (0..n).into_par_iter().map(|i| half::bf16::from_f32(draw(i))).collect();
+                Tensor::from_vec(data, shape)?
+            }
+            _ => Tensor::from_vec((0..n).into_par_iter().map(draw).collect::<Vec<f32>>(), shape)?.to_dtype(dtype),
+        })
+    }
+}
+
+/// A model with an adapter, its optimiser, and a batch of random tokens.
+pub struct StepBench {
+    decoder: Decoder,
+    params: Params,
+    moments: Vec<[Tensor; 2]>,
+    batch: Batch,
+    step: u64,
+}
+
+impl StepBench {
+    /// `rows` documents of `length` random tokens each, all of them trained on.
+    ///
+    /// # Errors
+    /// If the adapter does not fit the model.
+    pub fn new(
+        model: &DecoderSpec,
+        dtypes: Dtypes,
+        adapter: &AdapterSpec,
+        rows: usize,
+        length: usize,
+    ) -> Result<StepBench> {
+        let mut params = Params::new();
+        let source = QuickWeights { seed: 0 };
+        let mut decoder = Decoder::build(model, &source, dtypes, &mut params, &adapter.trained(model)?)?;
+        attach(&mut decoder, &mut params, adapter, Start::Fresh { seed: 0 }, &source)?;
+        let zeros = |id| Tensor::zeros(params.value(id).dtype(), params.value(id).shape());
+        let moments = params.ids().map(|id| [zeros(id), zeros(id)]).collect();
+        let key = Key::new(1);
+        let ids: Vec<Vec<u32>> = (0..rows)
+            .map(|row| {
+                let token = |i: usize| key.words((row * length + i) as u64)[0] % model.vocab_size as u32;
+                (0..length).map(token).collect()
+            })
+            .collect();
+        let labels: Vec<Vec<i32>> = ids.iter().map(|row| row.iter().map(|&id| id as i32).collect()).collect();
+        let batch = Batch::from_labelled(ids.iter().zip(&labels).map(|(i, l)| (&i[..], &l[..])));
+        Ok(StepBench { decoder, params, moments, batch, step: 0 })
+    }
+
+    pub fn tokens(&self) -> usize {
+        self.batch.tokens()
+    }
+
+    /// Forward, backward, clipping, AdamW; the mean loss.
+    pub fn step(&mut self) -> Result<f64> {
+        self.step += 1;
+        let mut gradients = Gradients::new(&self.params);
+        let mut tape = Tape::new(&self.params, Mode::Train(Key::new(self.step)));
+        let out = self.decoder.loss(&mut tape, &self.batch)?;
+        let loss = out.loss.value().item() / out.tokens as f64;
+        tape.backward(&out.loss, 1.0 / out.tokens as f64, &mut gradients)?;
+        gradients.check_complete(&self.params)?;
+        let clip = (1.0 / gradients.norm()).min(1.0);
+        let adamw = AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+        for (id, [m, v]) in self.params.ids().zip(&mut self.moments) {
+            if let Some(g) = gradients.get(id) {
+                adamw_step(self.params.value_mut(id), m, v, g, clip, self.step, &adamw)?;
+            }
+        }
+        Ok(loss)
+    }
+}
+
+/// The decoder that config.json's fields describe.
+///
+/// # Errors
+/// If the architecture is not known, or a field is missing or cannot be.
+pub fn spec(config: &Value) -> Result<DecoderSpec> {
+    Ok(ModelConfig::from_value(config, std::path::Path::new("the given shape"))?.spec)
+}
