@@ -65,6 +65,9 @@ pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + PartialEq + 
     const DTYPE: DType;
     fn to_acc(self) -> Self::Acc;
     fn from_acc(x: Self::Acc) -> Self;
+    /// The nearest bf16 number's bits.
+    #[doc(hidden)]
+    fn to_bf16_bits(self) -> u16;
     fn slice(buffer: &Buffer) -> Option<&[Self]>;
     fn slice_mut(buffer: &mut Buffer) -> Option<&mut [Self]>;
     fn vec(buffer: Buffer) -> Option<Vec<Self>>;
@@ -77,7 +80,7 @@ pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + PartialEq + 
 }
 
 macro_rules! element {
-    ($t:ty, $acc:ty, $dtype:ident, $operand:ident, $to:expr, $from:expr) => {
+    ($t:ty, $acc:ty, $dtype:ident, $operand:ident, $to:expr, $from:expr, $bf16:expr) => {
         impl Element for $t {
             type Acc = $acc;
             const DTYPE: DType = DType::$dtype;
@@ -88,6 +91,10 @@ macro_rules! element {
             #[inline(always)]
             fn from_acc(x: $acc) -> Self {
                 $from(x)
+            }
+            #[inline(always)]
+            fn to_bf16_bits(self) -> u16 {
+                $bf16(self)
             }
             fn slice(buffer: &Buffer) -> Option<&[Self]> {
                 match buffer {
@@ -123,9 +130,9 @@ macro_rules! element {
     };
 }
 
-element!(f64, f64, F64, F64, |x| x, |x| x);
-element!(f32, f32, F32, F32, |x| x, |x| x);
-element!(bf16, f32, BF16, Bf16, widen, round_to_bf16);
+element!(f64, f64, F64, F64, |x| x, |x| x, |x| round_to_bf16(x as f32).to_bits());
+element!(f32, f32, F32, F32, |x| x, |x| x, |x| round_to_bf16(x).to_bits());
+element!(bf16, f32, BF16, Bf16, widen, round_to_bf16, bf16::to_bits);
 
 #[inline(always)]
 fn widen(x: bf16) -> f32 {

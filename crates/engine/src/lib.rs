@@ -9,6 +9,7 @@ mod gemm;
 mod isa;
 pub mod ops;
 mod param;
+mod pool;
 pub mod profile;
 pub mod rng;
 mod tape;

@@ -6,6 +6,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::isa::vectorised;
+use crate::pool::{self, Pooled};
 use crate::{DType, Element, Real, dispatch};
 
 /// Where a tensor lives. A CUDA device becomes a second variant (with its ordinal); no code may assume one device.
@@ -25,7 +27,7 @@ pub enum Buffer {
 
 impl Buffer {
     fn zeros(dtype: DType, n: usize) -> Buffer {
-        dispatch!(dtype, E => E::buffer(vec![E::default(); n]))
+        dispatch!(dtype, E => E::buffer(pool::zeros::<E>(n)))
     }
     pub fn len(&self) -> usize {
         match self {
@@ -48,7 +50,7 @@ impl Buffer {
 
 #[derive(Clone, Debug)]
 enum Storage {
-    Cpu(Arc<Buffer>),
+    Cpu(Arc<Pooled>),
 }
 
 /// A dense tensor.
@@ -74,7 +76,7 @@ impl Tensor {
                 got: format!("{}", data.len()),
             });
         }
-        Ok(Tensor { shape: shape.to_vec(), storage: Storage::Cpu(Arc::new(E::buffer(data))) })
+        Ok(Tensor { shape: shape.to_vec(), storage: Storage::Cpu(Arc::new(Pooled::new(E::buffer(data)))) })
     }
 
     /// For results whose size follows from the computation that made them.
@@ -84,7 +86,7 @@ impl Tensor {
 
     pub fn zeros(dtype: DType, shape: &[usize]) -> Tensor {
         let n = shape.iter().product();
-        Tensor { shape: shape.to_vec(), storage: Storage::Cpu(Arc::new(Buffer::zeros(dtype, n))) }
+        Tensor { shape: shape.to_vec(), storage: Storage::Cpu(Arc::new(Pooled::new(Buffer::zeros(dtype, n)))) }
     }
 
     pub fn shape(&self) -> &[usize] {
@@ -108,7 +110,7 @@ impl Tensor {
 
     pub fn dtype(&self) -> DType {
         match &self.storage {
-            Storage::Cpu(b) => b.dtype(),
+            Storage::Cpu(b) => b.buffer().dtype(),
         }
     }
 
@@ -128,14 +130,15 @@ impl Tensor {
     /// If the tensor's type is not `E`.
     pub fn slice<E: Element>(&self) -> Result<&[E]> {
         let Storage::Cpu(b) = &self.storage;
+        let b = b.buffer();
         E::slice(b).ok_or(Error::DType { op: "slice", what: "tensor", expected: E::DTYPE, got: b.dtype() })
     }
 
     /// The elements for writing; copies them first when another tensor shares them.
     pub fn slice_mut<E: Element>(&mut self) -> Result<&mut [E]> {
         let Storage::Cpu(b) = &mut self.storage;
-        let got = b.dtype();
-        E::slice_mut(Arc::make_mut(b)).ok_or(Error::DType {
+        let got = b.buffer().dtype();
+        E::slice_mut(Arc::make_mut(b).buffer_mut()).ok_or(Error::DType {
             op: "slice_mut",
             what: "tensor",
             expected: E::DTYPE,
@@ -164,6 +167,7 @@ impl Tensor {
     /// Rows `[start, end)` in the type `R`, borrowed when they already are.
     pub(crate) fn rows_as<R: Real>(&self, start: usize, end: usize) -> std::borrow::Cow<'_, [R]> {
         let Storage::Cpu(buffer) = &self.storage;
+        let buffer = buffer.buffer();
         let range = start * self.cols()..end * self.cols();
         if let Some(s) = R::slice(buffer) {
             return std::borrow::Cow::Borrowed(&s[range]);
@@ -181,26 +185,12 @@ impl Tensor {
     pub(crate) fn into_vec<E: Element>(self) -> Result<Vec<E>> {
         let got = self.dtype();
         let Storage::Cpu(buffer) = self.storage;
-        let buffer = Arc::try_unwrap(buffer).map_err(|b| E::slice(&b).map(|s| map_to_vec(s, |x| x)));
+        let buffer = Arc::try_unwrap(buffer).map_err(|b| E::slice(b.buffer()).map(|s| map_to_vec(s, |x| x)));
         let elements = match buffer {
-            Ok(buffer) => E::vec(buffer),
+            Ok(buffer) => E::vec(buffer.into_buffer()),
             Err(copy) => copy,
         };
         elements.ok_or(Error::DType { op: "into_vec", what: "tensor", expected: E::DTYPE, got })
-    }
-
-    /// The elements in the type `R`; their storage itself if it's of that type and no other tensor shares it.
-    pub(crate) fn into_reals<R: Real>(self) -> Vec<R> {
-        if self.dtype() != R::DTYPE {
-            return self.reals::<R>().into_owned();
-        }
-        let Storage::Cpu(buffer) = self.storage;
-        let buffer = Arc::try_unwrap(buffer).map_err(|b| R::slice(&b).map(|s| map_to_vec(s, |x| x)));
-        match buffer {
-            Ok(buffer) => R::vec(buffer),
-            Err(copy) => copy,
-        }
-        .unwrap_or_default()
     }
 
     /// A tensor of type `dtype` from computed reals, rounded once.
@@ -226,14 +216,16 @@ impl Tensor {
         let cols = shape[1].max(1);
         let rows = data.par_chunks_mut(cols).enumerate();
         if dtype == R::DTYPE {
-            rows.for_each(|(i, row)| finish(i, row));
+            rows.for_each(|(i, row)| vectorised(|| finish(i, row)));
             return Tensor::new(data, &shape);
         }
         dispatch!(dtype, E => {
-            let mut out = vec![E::default(); shape[0] * shape[1]];
+            let mut out = pool::any::<E>(shape[0] * shape[1]);
             rows.zip(out.par_chunks_mut(cols)).for_each(|((i, row), out)| {
-                finish(i, row);
-                out.iter_mut().zip(row).for_each(|(o, &mut x)| *o = round(x));
+                vectorised(|| {
+                    finish(i, row);
+                    out.iter_mut().zip(row).for_each(|(o, &mut x)| *o = round(x));
+                });
             });
             Tensor::new(out, &shape)
         })
@@ -244,8 +236,8 @@ impl Tensor {
             return self.clone();
         }
         dispatch!(self.dtype(), E => {
-            let data = self.slice::<E>().expect("dispatched on its own type").iter().map(|x| x.to_acc()).collect();
-            Tensor::from_reals::<<E as Element>::Acc>(data, &self.shape, dtype)
+            let data = self.slice::<E>().expect("dispatched on its own type");
+            dispatch!(dtype, To => Tensor::new(map_to_vec(data, |x| round::<<E as Element>::Acc, To>(x.to_acc())), &self.shape))
         })
     }
 
@@ -280,7 +272,9 @@ impl Tensor {
         dispatch!(self.dtype(), E => {
             let f = <E as Element>::Acc::of(factor);
             let s = self.slice_mut::<E>().expect("dispatched on its own type");
-            s.par_chunks_mut(CHUNK).for_each(|c| c.iter_mut().for_each(|x| *x = E::from_acc(x.to_acc() * f)));
+            s.par_chunks_mut(CHUNK).for_each(|c| {
+                vectorised(|| c.iter_mut().for_each(|x| *x = E::from_acc(x.to_acc() * f)));
+            });
         })
     }
 
@@ -288,7 +282,7 @@ impl Tensor {
     pub fn is_finite(&self) -> bool {
         dispatch!(self.dtype(), E => {
             let s = self.slice::<E>().expect("dispatched on its own type");
-            s.par_chunks(CHUNK).all(|c| c.iter().all(|x| x.to_acc().f64().is_finite()))
+            s.par_chunks(CHUNK).all(|c| vectorised(|| c.iter().fold(true, |all, x| all & x.to_acc().is_finite())))
         })
     }
 
@@ -314,30 +308,34 @@ fn round<R: Real, E: Element>(x: R) -> E {
 }
 
 /// A parallel elementwise map into a new vector.
-pub(crate) fn map_to_vec<A: Copy + Send + Sync, B: Copy + Default + Send>(
+pub(crate) fn map_to_vec<A: Copy + Send + Sync, B: Element>(
     src: &[A],
     f: impl Fn(A) -> B + Sync,
 ) -> Vec<B> {
-    let mut out = vec![B::default(); src.len()];
+    let mut out = pool::any::<B>(src.len());
     out.par_chunks_mut(CHUNK).zip(src.par_chunks(CHUNK)).for_each(|(o, s)| {
-        for (o, &s) in o.iter_mut().zip(s) {
-            *o = f(s);
-        }
+        vectorised(|| {
+            for (o, &s) in o.iter_mut().zip(s) {
+                *o = f(s);
+            }
+        });
     });
     out
 }
 
 /// A parallel elementwise map of two slices of equal length into a new vector.
-pub(crate) fn map2_to_vec<A: Copy + Default + Send + Sync>(
+pub(crate) fn map2_to_vec<A: Element>(
     a: &[A],
     b: &[A],
     f: impl Fn(A, A) -> A + Sync,
 ) -> Vec<A> {
-    let mut out = vec![A::default(); a.len()];
+    let mut out = pool::any::<A>(a.len());
     out.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK)).for_each(|((o, a), b)| {
-        for ((o, &a), &b) in o.iter_mut().zip(a).zip(b) {
-            *o = f(a, b);
-        }
+        vectorised(|| {
+            for ((o, &a), &b) in o.iter_mut().zip(a).zip(b) {
+                *o = f(a, b);
+            }
+        });
     });
     out
 }
@@ -345,9 +343,11 @@ pub(crate) fn map2_to_vec<A: Copy + Default + Send + Sync>(
 /// A parallel elementwise pass over two slices of equal length.
 pub(crate) fn zip_mut<A: Send, B: Sync>(a: &mut [A], b: &[B], f: impl Fn(&mut A, &B) + Sync) {
     a.par_chunks_mut(CHUNK).zip(b.par_chunks(CHUNK)).for_each(|(a, b)| {
-        for (a, b) in a.iter_mut().zip(b) {
-            f(a, b);
-        }
+        vectorised(|| {
+            for (a, b) in a.iter_mut().zip(b) {
+                f(a, b);
+            }
+        });
     });
 }
 
@@ -359,7 +359,7 @@ impl Tensor {
         crate::error::check_shape("matmul", "second operand", other.shape(), &[k, n])?;
         crate::dispatch_real!(self.dtype(), R => {
             let (a, b) = (self.reals::<R>(), other.reals::<R>());
-            let mut c = vec![R::of(0.0); m * n];
+            let mut c = pool::any::<R>(m * n);
             let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, k, n));
             matmul(MatMut::new(&mut c, m, n), a, b, R::of(factor), R::of(0.0), Threads::All);
             Ok(Tensor::new(c, &[m, n]))

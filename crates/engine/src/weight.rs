@@ -9,6 +9,7 @@ use crate::error::{Error, Result, check_shape};
 use crate::gemm::{Finish, Mat, MatMut, Operand, Term, Threads, sum_of_products};
 use crate::ops::column_sums;
 use crate::param::{ParamId, Params};
+use crate::pool;
 use crate::{Element, Real, Tensor, dispatch};
 
 /// Rows that a product decodes at a time when the storage is not the type of the arithmetic: small enough that the
@@ -141,7 +142,7 @@ impl FrozenWeight {
     ) -> Result<Vec<C>> {
         let (out, cols) = self.matrix("linear")?;
         let own = Term { a: Operand::of(Mat::new(x, n, cols)), b: self.operand()?.t(), scale: 1.0 };
-        let mut y = vec![C::default(); n * out];
+        let mut y = pool::any::<C>(n * out);
         let terms: Vec<Term<'_>> = [own].into_iter().chain(other).collect();
         sum_of_products(MatMut::new(&mut y, n, out), false, &terms, finish, Threads::All);
         Ok(y)
@@ -180,7 +181,7 @@ impl FrozenWeight {
 
     pub(crate) fn times_of<E: Element, C: Element<Acc = E::Acc>>(&self, dy: &[E], n: usize) -> Result<Vec<C>> {
         let (_, cols) = self.matrix("linear backward")?;
-        let mut dx = vec![C::default(); n * cols];
+        let mut dx = pool::any::<C>(n * cols);
         let c = MatMut::new(&mut dx, n, cols);
         sum_of_products(c, false, &[self.gradient(dy, n)?], Finish::default(), Threads::All);
         Ok(dx)

@@ -16,7 +16,10 @@ fn main() {
     println!("built in {:.2} s", t.elapsed().as_secs_f64());
     bench.step().unwrap();
     let n = 4;
+    let cpu = || { let s = std::fs::read_to_string("/proc/self/stat").unwrap(); let f: Vec<f64> = s.rsplit(')').next().unwrap().split_whitespace().map(|x| x.parse().unwrap_or(0.0)).collect(); (f[11] + f[12]) / 100.0 };
+    let before = cpu();
     let mut times: Vec<f64> = (0..n).map(|_| { let t = Instant::now(); bench.step().unwrap(); t.elapsed().as_secs_f64() }).collect();
+    println!("cpu {:.3} s a step over two cores", (cpu() - before) / n as f64 / 2.0);
     times.sort_by(f64::total_cmp);
     println!("steps {times:.3?}: {:.0} tokens/s best, {:.0} median", bench.tokens() as f64 / times[0], bench.tokens() as f64 / times[n / 2]);
     profile::start();

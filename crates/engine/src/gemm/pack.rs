@@ -6,7 +6,8 @@ use half::bf16;
 
 use super::kernels::Kernel;
 use super::{Mat, Operand, Term, each_type};
-use crate::{Element, Real};
+use crate::isa::vectorised;
+use crate::{DType, Element, Real, pool};
 
 /// a·b in the kernel's type of elements.
 pub(super) struct Segment<'a, K: Kernel> {
@@ -33,22 +34,23 @@ struct Matrix<E> {
 
 impl<E: Element> Matrix<E> {
     /// b `[k, n]` through each of `parts`, one after the other along k, in the orientation that b has in memory.
-    fn parts(b: Mat<'_, impl Element>, parts: &[fn(f32) -> f32]) -> Matrix<E> {
+    fn parts(b: Mat<'_, impl Element>, parts: &[Half]) -> Matrix<E> {
         let transposed = !b.is_row_major();
-        let (k, n) = (b.rows, b.cols);
-        let all = parts.len() * k;
-        let mut data = vec![E::default(); all * n];
-        for (part, f) in parts.iter().enumerate() {
-            for l in 0..k {
-                for j in 0..n {
-                    let value = b.data[l * b.row_stride + j * b.col_stride].to_acc().f64() as f32;
-                    let l = part * k + l;
-                    data[if transposed { j * all + l } else { l * n + j }] = E::from_acc(E::Acc::of(f(value) as f64));
-                }
+        let (rows, cols, stride) = match transposed {
+            false => (b.rows, b.cols, b.row_stride),
+            true => (b.cols, b.rows, b.col_stride),
+        };
+        let mut data = vec![E::default(); parts.len() * rows * cols];
+        for (p, &part) in parts.iter().enumerate() {
+            for i in 0..rows {
+                let at = if transposed { (i * parts.len() + p) * cols } else { (p * rows + i) * cols };
+                half_of(part, &b.data[i * stride..][..cols], 1.0, &mut data[at..][..cols]);
             }
         }
-        let (rows, cols) = if transposed { (n, all) } else { (all, n) };
-        Matrix { data, rows, cols, transposed }
+        match transposed {
+            false => Matrix { data, rows: parts.len() * rows, cols, transposed },
+            true => Matrix { data, rows, cols: parts.len() * cols, transposed },
+        }
     }
 
     fn mat(&self) -> Mat<'_, E> {
@@ -66,12 +68,31 @@ impl Second<'_> {
     }
 }
 
-/// The nearest bf16 number, and the nearest to what is left.
-fn halves(x: f32) -> [bf16; 2] {
-    let high = bf16::from_acc(x);
-    // An infinity leaves no rest, and NaN stays in the first half.
-    let rest = x - high.to_acc();
-    [high, bf16::from_acc(if rest.is_finite() { rest } else { 0.0 })]
+/// Which bf16 number stands for an f32 number.
+#[derive(Clone, Copy, PartialEq)]
+enum Half {
+    /// The number itself.
+    Whole,
+    /// The nearest bf16 number.
+    High,
+    /// The nearest bf16 number to what that leaves. An infinity leaves nothing, and NaN stays in the other.
+    Low,
+}
+
+/// A half of each of scale · x.
+fn half_of<A: Element, E: Element>(half: Half, x: &[A], scale: f32, to: &mut [E]) {
+    let of = |x: f32| E::from_acc(E::Acc::of(x as f64));
+    let value = |x: &A| x.to_acc().f64() as f32 * scale;
+    let high = |x: f32| bf16::from_acc(x).to_acc();
+    vectorised(|| match half {
+        Half::Whole => to.iter_mut().zip(x).for_each(|(to, x)| *to = of(value(x))),
+        Half::High => to.iter_mut().zip(x).for_each(|(to, x)| *to = of(high(value(x)))),
+        Half::Low => to.iter_mut().zip(x).for_each(|(to, x)| {
+            let x = value(x);
+            let rest = x - high(x);
+            *to = of(if rest.is_finite() { high(rest) } else { 0.0 });
+        }),
+    });
 }
 
 impl<'a, K: Kernel> Segment<'a, K> {
@@ -85,28 +106,28 @@ impl<'a, K: Kernel> Segment<'a, K> {
         if K::PAIR == 1 {
             let a = match K::Of::of_operand(a) {
                 Some(m) if m.is_row_major() && scale == 1.0 => (Cow::Borrowed(m.data), m.row_stride),
-                _ => rows(a, &[|x: f32| x], scale),
+                _ => rows(a, &[Half::Whole], scale),
             };
             return vec![Segment::made(a, Second::Given(b), b.shape().0)];
         }
         // Of bf16: what is not bf16 yet becomes two numbers, high and low, whose products with the other's are taken but
         // for low · low.
-        let (high, low) = (|x: f32| halves(x)[0].to_acc(), |x: f32| halves(x)[1].to_acc());
+        let (high, low) = (Half::High, Half::Low);
         let k = b.shape().0;
         match (a, b, scale == 1.0) {
             (Operand::Bf16(a), Operand::Bf16(_), true) => vec![Segment::made(whole(a), Second::Given(b), k)],
             (Operand::Bf16(a), _, true) => {
-                let part = |f| Second::Bf16(each_type!(b, b => Matrix::parts(b, &[f])));
-                let part = |f: fn(f32) -> f32| Segment::made(whole(a), part(f), k);
+                let second = |half| Second::Bf16(each_type!(b, b => Matrix::parts(b, &[half])));
+                let part = |half| Segment::made(whole(a), second(half), k);
                 vec![part(high), part(low)]
             }
             (_, Operand::Bf16(_), _) => {
-                let part = |f: fn(f32) -> f32| Segment::made(rows(a, &[f], scale), Second::Given(b), k);
+                let part = |half| Segment::made(rows(a, &[half], scale), Second::Given(b), k);
                 vec![part(high), part(low)]
             }
             _ => {
-                let second = each_type!(b, b => Matrix::parts(b, &[high as fn(f32) -> f32, low, high]));
-                let a = rows(a, &[high as fn(f32) -> f32, high, low], scale);
+                let second = each_type!(b, b => Matrix::parts(b, &[high, low, high]));
+                let a = rows(a, &[high, high, low], scale);
                 vec![Segment::made(a, Second::Bf16(second), 3 * k)]
             }
         }
@@ -142,23 +163,27 @@ impl<'a, K: Kernel> Segment<'a, K> {
 fn whole<'a, Of: Element>(m: Mat<'a, bf16>) -> (Cow<'a, [Of]>, usize) {
     match Of::of_operand(Operand::Bf16(m)) {
         Some(own) if own.is_row_major() && own.cols.is_multiple_of(2) => (Cow::Borrowed(own.data), own.row_stride),
-        _ => rows(Operand::Bf16(m), &[|x| x], 1.0),
+        _ => rows(Operand::Bf16(m), &[Half::Whole], 1.0),
     }
 }
 
 /// A row-major copy of scale · a through each of `parts`, side by side, an even number of elements in a row.
-fn rows<'a, Of: Element>(a: Operand<'_>, parts: &[fn(f32) -> f32], scale: f32) -> (Cow<'a, [Of]>, usize) {
+fn rows<'a, Of: Element>(a: Operand<'_>, parts: &[Half], scale: f32) -> (Cow<'a, [Of]>, usize) {
+    use rayon::prelude::*;
     let (m, k) = a.shape();
     let stride = (parts.len() * k).next_multiple_of(2);
-    let of = |x: f32| Of::from_acc(Of::Acc::of(x as f64));
-    let mut copy = vec![Of::default(); m * stride];
+    let mut copy = pool::any::<Of>(m * stride);
     each_type!(a, a => {
-        use rayon::prelude::*;
         copy.par_chunks_mut(stride.max(1)).with_min_len(64).enumerate().for_each(|(i, row)| {
-            for (part, f) in row.chunks_mut(k.max(1)).zip(parts) {
-                for (l, to) in part.iter_mut().enumerate() {
-                    let value = a.data[i * a.row_stride + l * a.col_stride].to_acc().f64() as f32;
-                    *to = of(f(value * scale));
+            row[parts.len() * k..].fill(Of::default());
+            for (to, &part) in row.chunks_exact_mut(k.max(1)).zip(parts) {
+                match a.is_row_major() {
+                    true => half_of(part, &a.data[i * a.row_stride..][..k], scale, to),
+                    false => {
+                        for (l, to) in to.iter_mut().enumerate() {
+                            half_of(part, &[a.data[i + l * a.col_stride]], scale, std::slice::from_mut(to));
+                        }
+                    }
                 }
             }
         });
@@ -250,6 +275,8 @@ fn pack_columns<K: Kernel, E: Element>(
 /// An element as the kernel's type, in the low bits.
 #[inline(always)]
 fn bits<E: Element, Of: Element>(x: E) -> u32 {
-    let x = x.to_acc().f64() as f32;
-    if Of::DTYPE == crate::DType::BF16 { u32::from(bf16::from_acc(x).to_bits()) } else { x.to_bits() }
+    match Of::DTYPE {
+        DType::BF16 => u32::from(x.to_bf16_bits()),
+        _ => (x.to_acc().f64() as f32).to_bits(),
+    }
 }

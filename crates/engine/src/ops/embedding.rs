@@ -36,7 +36,7 @@ impl EmbeddingBackward {
         }
         let w = self.table.resolve(grads.params);
         let vocabulary = w.shape()[0];
-        let mut dz = dy.into_reals::<R>();
+        let mut dz = dy.reals::<R>().into_owned();
         if let Some(lora) = &self.lora {
             let f = lora.factors::<R>(grads.params, [d, vocabulary])?;
             let h = picked(&f, &self.ids);

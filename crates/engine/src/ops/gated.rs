@@ -1,5 +1,7 @@
 use rayon::prelude::*;
 
+use crate::isa::vectorised;
+use crate::pool;
 use crate::profile::{self, Pass};
 use crate::error::{Result, check_shape};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
@@ -128,15 +130,16 @@ impl Backward for GatedBackward {
 
 fn backward<E: Element, A: Curve>(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
     let (g, u, d) = (gate.slice::<E>()?, up.slice::<E>()?, dy.slice::<E>()?);
-    let (mut dg, mut du) = (vec![E::default(); g.len()], vec![E::default(); g.len()]);
+    let (mut dg, mut du) = (pool::any::<E>(g.len()), pool::any::<E>(g.len()));
     dg.par_chunks_mut(CHUNK).zip(du.par_chunks_mut(CHUNK)).enumerate().for_each(|(c, (dg, du))| {
         let at = c * CHUNK;
         let (g, u, d) = (&g[at..at + dg.len()], &u[at..at + dg.len()], &d[at..at + dg.len()]);
-        for i in 0..dg.len() {
-            let (of_gate, of_up) = A::gradients(g[i].to_acc(), u[i].to_acc(), d[i].to_acc());
-            dg[i] = E::from_acc(of_gate);
-            du[i] = E::from_acc(of_up);
-        }
+        vectorised(|| {
+            for ((((dg, du), g), u), d) in dg.iter_mut().zip(du).zip(g).zip(u).zip(d) {
+                let (of_gate, of_up) = A::gradients(g.to_acc(), u.to_acc(), d.to_acc());
+                (*dg, *du) = (E::from_acc(of_gate), E::from_acc(of_up));
+            }
+        });
     });
     Ok((Tensor::new(dg, gate.shape()), Tensor::new(du, gate.shape())))
 }

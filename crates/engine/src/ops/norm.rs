@@ -1,6 +1,8 @@
 use num_traits::Float;
 use rayon::prelude::*;
 
+use crate::isa::vectorised;
+use crate::pool;
 use crate::profile::{self, Pass};
 use crate::error::{Error, Result};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
@@ -65,25 +67,25 @@ impl RmsNormBackward {
         let (w, d) = self.config.weight::<E::Acc>(&self.weight, grads.params, self.x.cols())?;
         let (x, rstd, dys) = (self.x.slice::<E>()?, self.rstd.slice::<E::Acc>()?, dy.slice::<E>()?);
         let trained = self.weight.param();
-        let mut dx = vec![E::default(); x.len()];
+        let mut dx = pool::any::<E>(x.len());
         let partial: Vec<Vec<E::Acc>> = dx
             .par_chunks_mut(ROWS * d)
             .enumerate()
             .map(|(block, dx)| {
                 let mut dw = vec![E::Acc::of(0.0); if trained.is_some() { d } else { 0 }];
-                for (i, dx) in dx.chunks_exact_mut(d).enumerate() {
-                    let row = block * ROWS + i;
-                    let (x, dy, r) = (&x[row * d..][..d], &dys[row * d..][..d], rstd[row]);
-                    let dot: E::Acc =
-                        x.iter().zip(dy).zip(&w).map(|((x, dy), &w)| x.to_acc() * dy.to_acc() * w).sum();
-                    let c = dot * r * r * r / E::Acc::of(d as f64);
-                    for (((dx, x), dy), &w) in dx.iter_mut().zip(x).zip(dy).zip(&w) {
-                        *dx = E::from_acc(dy.to_acc() * w * r - x.to_acc() * c);
+                vectorised(|| {
+                    for (i, dx) in dx.chunks_exact_mut(d).enumerate() {
+                        let row = block * ROWS + i;
+                        let (x, dy, r) = (&x[row * d..][..d], &dys[row * d..][..d], rstd[row]);
+                        let c = dot(x, dy, &w) * r * r * r / E::Acc::of(d as f64);
+                        for (((dx, x), dy), &w) in dx.iter_mut().zip(x).zip(dy).zip(&w) {
+                            *dx = E::from_acc(dy.to_acc() * w * r - x.to_acc() * c);
+                        }
+                        for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
+                            *dw += dy.to_acc() * x.to_acc() * r;
+                        }
                     }
-                    for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
-                        *dw += dy.to_acc() * x.to_acc() * r;
-                    }
-                }
+                });
                 dw
             })
             .collect();
@@ -125,20 +127,53 @@ pub fn rms_norm(tape: &mut Tape<'_>, x: &Var, weight: &Weight, config: RmsNorm) 
     }))
 }
 
+/// Partial sums of a row, so that they vectorise; their order is fixed.
+const LANES: usize = 16;
+
+/// Σ x².
+#[inline(always)]
+fn square<E: Element>(x: &[E]) -> E::Acc {
+    let mut lanes = [E::Acc::of(0.0); LANES];
+    let parts = x.chunks_exact(LANES);
+    let rest: E::Acc = parts.remainder().iter().map(|x| x.to_acc() * x.to_acc()).sum();
+    for part in parts {
+        for (lane, x) in lanes.iter_mut().zip(part) {
+            *lane += x.to_acc() * x.to_acc();
+        }
+    }
+    lanes.iter().copied().sum::<E::Acc>() + rest
+}
+
+/// Σ x∘dy∘w.
+#[inline(always)]
+fn dot<E: Element>(x: &[E], dy: &[E], w: &[E::Acc]) -> E::Acc {
+    let mut lanes = [E::Acc::of(0.0); LANES];
+    let (x, dy, w) = (x.chunks_exact(LANES), dy.chunks_exact(LANES), w.chunks_exact(LANES));
+    let rest = x.remainder().iter().zip(dy.remainder()).zip(w.remainder());
+    let rest: E::Acc = rest.map(|((x, dy), &w)| x.to_acc() * dy.to_acc() * w).sum();
+    for ((x, dy), w) in x.zip(dy).zip(w) {
+        for (((lane, x), dy), &w) in lanes.iter_mut().zip(x).zip(dy).zip(w) {
+            *lane += x.to_acc() * dy.to_acc() * w;
+        }
+    }
+    lanes.iter().copied().sum::<E::Acc>() + rest
+}
+
 fn forward<E: Element>(x: &Tensor, w: &[E::Acc], eps: f64) -> Result<(Tensor, Tensor)> {
     let d = w.len();
     let xs = x.slice::<E>()?;
-    let mut y = vec![E::default(); xs.len()];
+    let mut y = pool::any::<E>(xs.len());
     let mut rstd = vec![E::Acc::of(0.0); xs.len() / d];
     y.par_chunks_mut(ROWS * d).zip(rstd.par_chunks_mut(ROWS)).zip(xs.par_chunks(ROWS * d)).for_each(
         |((y, rstd), x)| {
-            for ((y, r), x) in y.chunks_exact_mut(d).zip(rstd).zip(x.chunks_exact(d)) {
-                let sum: E::Acc = x.iter().map(|x| x.to_acc() * x.to_acc()).sum();
-                *r = E::Acc::of(1.0) / (sum / E::Acc::of(d as f64) + E::Acc::of(eps)).sqrt();
-                for ((y, x), &w) in y.iter_mut().zip(x).zip(w) {
-                    *y = E::from_acc(x.to_acc() * *r * w);
+            vectorised(|| {
+                for ((y, r), x) in y.chunks_exact_mut(d).zip(rstd).zip(x.chunks_exact(d)) {
+                    *r = E::Acc::of(1.0) / (square(x) / E::Acc::of(d as f64) + E::Acc::of(eps)).sqrt();
+                    for ((y, x), &w) in y.iter_mut().zip(x).zip(w) {
+                        *y = E::from_acc(x.to_acc() * *r * w);
+                    }
                 }
-            }
+            });
         },
     );
     let groups = rstd.len();

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::pool;
 use crate::profile::{self, Pass};
 use crate::error::{Error, Result};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
@@ -68,7 +69,7 @@ fn rotate<E: Element>(
 ) -> Result<Tensor> {
     let (cols, half) = (x.cols(), table.half);
     let xs = x.slice::<E>()?;
-    let mut y = vec![E::default(); xs.len()];
+    let mut y = pool::any::<E>(xs.len());
     let rows = y.par_chunks_mut(cols).zip(xs.par_chunks(cols)).zip(positions.par_iter()).with_min_len(16);
     rows.for_each(|((to, from), &p)| {
         let at = p as usize * half;

@@ -1,5 +1,6 @@
 use rayon::prelude::*;
 
+use crate::pool;
 use crate::profile::{self, Pass};
 use crate::error::{Error, Result};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
@@ -57,7 +58,7 @@ pub fn split_columns(tape: &mut Tape<'_>, x: &Var, sizes: &[usize]) -> Result<Ve
 }
 
 fn columns<E: Element>(x: &[E], cols: usize, first: usize, size: usize) -> Vec<E> {
-    let mut piece = vec![E::default(); x.len() / cols.max(1) * size];
+    let mut piece = pool::any::<E>(x.len() / cols.max(1) * size);
     let rows = piece.par_chunks_mut(size.max(1)).zip(x.par_chunks(cols.max(1))).with_min_len(16);
     rows.for_each(|(to, from)| to.copy_from_slice(&from[first..first + size]));
     piece

@@ -199,20 +199,16 @@ unsafe fn tile_bf16<const R: usize, const V: usize>(
 unsafe fn transpose(words: usize, b: *const u32, stride: usize, panel: *mut u32, step: usize) {
     // SAFETY: every address lies in the regions that `Kernel::transpose` asks for.
     unsafe {
-        let mut p = 0;
-        while p + 16 <= words {
+        for p in (0..words).step_by(16) {
+            let here = 16.min(words - p);
+            // Loads no word beyond the last.
+            let mask = (0xffff_u32 >> (16 - here)) as __mmask16;
             let mut rows = [_mm512_setzero_si512(); 16];
             for (j, row) in rows.iter_mut().enumerate() {
-                *row = _mm512_loadu_si512(b.byte_add(j * stride).add(p).cast());
+                *row = _mm512_maskz_loadu_epi32(mask, b.byte_add(j * stride).add(p).cast());
             }
-            for (i, column) in transposed(rows).into_iter().enumerate() {
+            for (i, column) in transposed(rows).into_iter().take(here).enumerate() {
                 _mm512_storeu_si512(panel.add((p + i) * step).cast(), column);
-            }
-            p += 16;
-        }
-        for p in p..words {
-            for j in 0..16 {
-                *panel.add(p * step + j) = b.byte_add(j * stride).add(p).read_unaligned();
             }
         }
     }

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::{Dora, Input};
 use crate::error::{Result, check_shape};
 use crate::gemm::{Finish, Mat, MatMut, Term, Threads, sum_of_products};
+use crate::pool;
 use crate::rng::Key;
 use crate::tape::{Sink, Source, Tape};
 use crate::tensor::{CHUNK, zip_mut};
@@ -83,7 +84,7 @@ impl<'p, R: Real> Factors<'p, R> {
 
     /// h `[n, r]` = x `[n, in]` · Aᵀ.
     pub fn down<E: Element<Acc = R>>(&self, x: &[E], n: usize) -> Vec<R> {
-        let mut h = vec![R::zero(); n * self.r];
+        let mut h = pool::any::<R>(n * self.r);
         let term = Term::new(Mat::new(x, n, self.cols), self.a().t());
         sum_of_products(MatMut::new(&mut h, n, self.r), false, &[term], Finish::default(), Threads::All);
         h
@@ -109,7 +110,7 @@ impl<'p, R: Real> Factors<'p, R> {
         let term = Term::new(dy.t(), Mat::new(h, n, self.r)).scaled(s);
         let c = MatMut::new(db, self.out, self.r);
         sum_of_products(c, true, &[term], Finish::default(), Threads::All);
-        let mut dh = vec![R::zero(); n * self.r];
+        let mut dh = pool::any::<R>(n * self.r);
         let c = MatMut::new(&mut dh, n, self.r);
         let term = Term::new(dy, self.b());
         sum_of_products(c, false, &[term], Finish { scale: Some(&vec![self.s; self.r]), bias: None }, Threads::All);
@@ -118,7 +119,7 @@ impl<'p, R: Real> Factors<'p, R> {
 
     /// dA `[r, in]` = dhᵀ·x.
     pub fn da<E: Element<Acc = R>>(&self, dh: &[R], x: &[E], n: usize) -> Tensor {
-        let mut da = vec![R::zero(); self.r * self.cols];
+        let mut da = pool::any::<R>(self.r * self.cols);
         let term = Term::new(Mat::new(dh, n, self.r).t(), Mat::new(x, n, self.cols));
         let c = MatMut::new(&mut da, self.r, self.cols);
         sum_of_products(c, false, &[term], Finish::default(), Threads::All);
@@ -262,7 +263,7 @@ impl Mask {
             Mask::Random(key, p) => {
                 let threshold = (p * 4_294_967_296.0) as u64;
                 let scale = E::Acc::of(1.0 / (1.0 - p));
-                let mut out = vec![E::default(); x.len()];
+                let mut out = pool::zeros::<E>(x.len());
                 out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(c, (out, x))| {
                     let first = (c * CHUNK / 4) as u64;
                     for (i, (out, x)) in out.chunks_mut(4).zip(x.chunks(4)).enumerate() {

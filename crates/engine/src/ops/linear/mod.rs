@@ -12,6 +12,7 @@ pub(crate) use lora::{Factors, Mask};
 use dora::DoraSaved;
 use lora::LoraSaved;
 
+use crate::pool;
 use crate::profile::{self, Pass};
 use crate::error::{Error, Result};
 use crate::isa::vectorised;
@@ -60,7 +61,7 @@ impl LinearBackward {
         let (out, cols) = weight.matrix("linear backward")?;
         let x = self.x.as_ref().map_or(Ok(&[][..]), |x| x.slice::<E>())?;
         if let Some(id) = self.weight.param() {
-            let mut dw = vec![E::Acc::of(0.0); out * cols];
+            let mut dw = pool::any::<E::Acc>(out * cols);
             let term = Term::new(Mat::new(dy.slice::<E>()?, n, out).t(), Mat::new(x, n, cols));
             let c = MatMut::new(&mut dw, out, cols);
             sum_of_products(c, false, &[term], Finish::default(), Threads::All);
