@@ -65,6 +65,12 @@ pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + PartialEq + 
     const DTYPE: DType;
     fn to_acc(self) -> Self::Acc;
     fn from_acc(x: Self::Acc) -> Self;
+    /// The elements, if they are bf16.
+    #[doc(hidden)]
+    fn as_bf16(slice: &mut [Self]) -> Option<&mut [bf16]>;
+    /// The same of elements that are only read.
+    #[doc(hidden)]
+    fn bf16s(slice: &[Self]) -> Option<&[bf16]>;
     /// The nearest bf16 number's bits.
     #[doc(hidden)]
     fn to_bf16_bits(self) -> u16;
@@ -80,7 +86,7 @@ pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + PartialEq + 
 }
 
 macro_rules! element {
-    ($t:ty, $acc:ty, $dtype:ident, $operand:ident, $to:expr, $from:expr, $bf16:expr) => {
+    ($t:ty, $acc:ty, $dtype:ident, $operand:ident, $to:expr, $from:expr, $bf16:expr, $as_bf16:expr, $bf16s:expr) => {
         impl Element for $t {
             type Acc = $acc;
             const DTYPE: DType = DType::$dtype;
@@ -95,6 +101,12 @@ macro_rules! element {
             #[inline(always)]
             fn to_bf16_bits(self) -> u16 {
                 $bf16(self)
+            }
+            fn as_bf16(slice: &mut [Self]) -> Option<&mut [bf16]> {
+                $as_bf16(slice)
+            }
+            fn bf16s(slice: &[Self]) -> Option<&[bf16]> {
+                $bf16s(slice)
             }
             fn slice(buffer: &Buffer) -> Option<&[Self]> {
                 match buffer {
@@ -130,9 +142,9 @@ macro_rules! element {
     };
 }
 
-element!(f64, f64, F64, F64, |x| x, |x| x, |x| round_to_bf16(x as f32).to_bits());
-element!(f32, f32, F32, F32, |x| x, |x| x, |x| round_to_bf16(x).to_bits());
-element!(bf16, f32, BF16, Bf16, widen, round_to_bf16, bf16::to_bits);
+element!(f64, f64, F64, F64, |x| x, |x| x, |x| round_to_bf16(x as f32).to_bits(), |_| None, |_| None);
+element!(f32, f32, F32, F32, |x| x, |x| x, |x| round_to_bf16(x).to_bits(), |_| None, |_| None);
+element!(bf16, f32, BF16, Bf16, widen, round_to_bf16, bf16::to_bits, Some, Some);
 
 #[inline(always)]
 fn widen(x: bf16) -> f32 {

@@ -27,9 +27,9 @@ fn pool() -> MutexGuard<'static, Option<Pool>> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The step between sizes that share a class: an eighth of the power of two below.
+/// The step between sizes that share a class: a sixteenth of the power of two below.
 fn step(n: usize) -> usize {
-    1 << n.max(8).ilog2().saturating_sub(3)
+    1 << n.max(16).ilog2().saturating_sub(4)
 }
 
 /// The least class that holds n elements.
@@ -113,7 +113,7 @@ pub(crate) fn keep<E: Element>(mut vec: Vec<E>) {
         return;
     }
     let class = class_below(vec.capacity());
-    // What lies beyond the elements, at most an eighth, may never have been written.
+    // What lies beyond the elements, at most a sixteenth, may never have been written.
     vec.resize(class, E::default());
     pool().get_or_insert_default().keep(class, E::buffer(vec));
 }
@@ -155,10 +155,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn classes_hold_what_they_are_asked_for_and_are_at_most_an_eighth_too_large() {
+    fn classes_hold_what_they_are_asked_for_and_are_at_most_a_sixteenth_too_large() {
         for n in (1..5000).chain([1 << 20, (1 << 20) + 1, 3_333_333]) {
             let (above, below) = (class_above(n), class_below(n));
-            assert!(below <= n && n <= above && above <= n + n.div_ceil(8).max(1), "{n}: {below} {above}");
+            assert!(below <= n && n <= above && above <= n + n.div_ceil(16).max(1), "{n}: {below} {above}");
             assert_eq!(class_above(above), above, "{n}: a class is its own");
             assert_eq!(class_below(above), above, "{n}: a class is its own");
         }

@@ -1,5 +1,6 @@
 //! The arguments of every command.
 
+mod bench;
 mod tools;
 
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use loratune_engine::DType;
 use loratune_train::config::KEYS;
 
+pub use bench::{BenchArgs, BenchCommand, BenchMethod, BenchOpsArgs, BenchStepArgs};
 pub use tools::{CombineArgs, ConvertArgs, ConvertTo, MergeArgs, SvdKind, UnmergeArgs};
 
 /// Fine-tune language models with LoRA: one binary, no Python.
@@ -60,6 +62,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Describe a model, an adapter, or how a dataset is rendered and masked.
     Inspect(InspectArgs),
+    /// Time training steps and ops on this machine.
+    Bench(BenchArgs),
 }
 
 #[derive(Debug, Args)]

@@ -44,6 +44,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Chat(args) => commands::chat::run(args, global)?,
         Command::Inspect(args) => commands::inspect::run(args, global)?,
         Command::Generate(args) => commands::generate::run(args, global)?,
+        Command::Bench(args) => commands::bench::run(args, global)?,
         Command::Eval(args) => commands::eval::run(args, global)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -12,7 +12,7 @@ fn main() {
     let model = spec(&shape(name).unwrap()).unwrap();
     let adapter = AdapterSpec { r: 8, alpha: 16.0, targets: Targets::AllLinear, use_dora: dora, ..AdapterSpec::default() };
     let t = Instant::now();
-    let mut bench = StepBench::new(&model, Dtypes::both(dtype), &adapter, 4, 256).unwrap();
+    let mut bench = StepBench::new(&model, Dtypes::both(dtype), &adapter, 4, 256, 1).unwrap();
     println!("built in {:.2} s", t.elapsed().as_secs_f64());
     bench.step().unwrap();
     let n = 4;

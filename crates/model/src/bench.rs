@@ -73,6 +73,8 @@ pub struct StepBench {
     params: Params,
     moments: Vec<[Tensor; 2]>,
     batch: Batch,
+    /// Micro-batches of a step.
+    accumulation: usize,
     step: u64,
 }
 
@@ -87,6 +89,7 @@ impl StepBench {
         adapter: &AdapterSpec,
         rows: usize,
         length: usize,
+        accumulation: usize,
     ) -> Result<StepBench> {
         let mut params = Params::new();
         let source = QuickWeights { seed: 0 };
@@ -103,21 +106,27 @@ impl StepBench {
             .collect();
         let labels: Vec<Vec<i32>> = ids.iter().map(|row| row.iter().map(|&id| id as i32).collect()).collect();
         let batch = Batch::from_labelled(ids.iter().zip(&labels).map(|(i, l)| (&i[..], &l[..])));
-        Ok(StepBench { decoder, params, moments, batch, step: 0 })
+        Ok(StepBench { decoder, params, moments, batch, accumulation, step: 0 })
     }
 
+    /// Tokens of a step.
     pub fn tokens(&self) -> usize {
-        self.batch.tokens()
+        self.batch.tokens() * self.accumulation
     }
 
     /// Forward, backward, clipping, AdamW; the mean loss.
     pub fn step(&mut self) -> Result<f64> {
         self.step += 1;
         let mut gradients = Gradients::new(&self.params);
-        let mut tape = Tape::new(&self.params, Mode::Train(Key::new(self.step)));
-        let out = self.decoder.loss(&mut tape, &self.batch)?;
-        let loss = out.loss.value().item() / out.tokens as f64;
-        tape.backward(&out.loss, 1.0 / out.tokens as f64, &mut gradients)?;
+        let mut loss = 0.0;
+        for micro_batch in 0..self.accumulation {
+            let key = Key::new(self.step).with(micro_batch as u64);
+            let mut tape = Tape::new(&self.params, Mode::Train(key));
+            let out = self.decoder.loss(&mut tape, &self.batch)?;
+            let trained = (out.tokens * self.accumulation) as f64;
+            loss += out.loss.value().item() / trained;
+            tape.backward(&out.loss, 1.0 / trained, &mut gradients)?;
+        }
         gradients.check_complete(&self.params)?;
         let clip = (1.0 / gradients.norm()).min(1.0);
         let adamw = AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };

@@ -1,10 +1,12 @@
 //! Products with few rows of a (a token or some, in generation), where reading b is what takes time: no panels, each row of
 //! bᵀ is read once, where it lies, and multiplied by all rows of a.
 
+use half::bf16;
 use rayon::prelude::*;
 
-use super::{Finish, MatMut, Operand, Term, Threads, each_type};
-use crate::isa::vectorised;
+use super::pack::{Half, half_of};
+use super::{Finish, Mat, MatMut, Operand, Term, Threads, each_type};
+use crate::isa::{Isa, isa, vectorised};
 use crate::{Element, Real};
 
 /// Rows of a that count as few: above, packed panels are faster.
@@ -19,6 +21,39 @@ pub(super) fn takes<E: Element>(c: &MatMut<'_, E>, terms: &[Term<'_>]) -> bool {
     c.rows <= FEW && terms.iter().all(|t| !t.b.is_row_major() || t.b.shape().0 == 1)
 }
 
+/// A term's first operand times its scale, `[m, k]`.
+enum First {
+    F32(Vec<f32>),
+    /// As bf16: the numbers themselves, or the two that stand for each of them, by row one after the other.
+    Bf16 {
+        rows: Vec<bf16>,
+        parts: usize,
+    },
+}
+
+impl First {
+    fn of(term: &Term<'_>) -> First {
+        let scale = term.scale as f32;
+        if isa() != Isa::Avx512Bf16 || !matches!(term.b, Operand::Bf16(_)) {
+            return First::F32(each_type!(term.a, a => a.map(a.cols, |x| x.to_acc().f64() as f32 * scale)));
+        }
+        match term.a {
+            Operand::Bf16(a) if scale == 1.0 => First::Bf16 { rows: a.map(a.cols, |x| x), parts: 1 },
+            a => {
+                let (m, k) = a.shape();
+                let own = each_type!(a, a => a.map(k, |x| x.to_acc().f64() as f32 * scale));
+                let mut rows = vec![bf16::ZERO; 2 * m * k];
+                for (row, to) in own.chunks_exact(k.max(1)).zip(rows.chunks_exact_mut(2 * k.max(1))) {
+                    let (high, low) = to.split_at_mut(k);
+                    half_of(Half::High, row, 1.0, high);
+                    half_of(Half::Low, row, 1.0, low);
+                }
+                First::Bf16 { rows, parts: 2 }
+            }
+        }
+    }
+}
+
 pub(super) fn sum_of_products<E: Element>(
     c: MatMut<'_, E>,
     add: bool,
@@ -27,17 +62,12 @@ pub(super) fn sum_of_products<E: Element>(
     threads: Threads,
 ) {
     let (m, n) = (c.rows, c.cols);
-    let firsts: Vec<Vec<f32>> = terms
-        .iter()
-        .map(|t| each_type!(t.a, a => a.map(a.cols, |x| (x.to_acc().f64() * t.scale) as f32)))
-        .collect();
+    let firsts: Vec<First> = terms.iter().map(First::of).collect();
     // By column, then by row.
     let mut sums = vec![0f32; m * n];
     let work = |(task, sums): (usize, &mut [f32])| {
         for (term, a) in terms.iter().zip(&firsts) {
-            for (j, sums) in sums.chunks_exact_mut(m).enumerate() {
-                add_dots(term, a, task * COLUMNS + j, sums);
-            }
+            each_type!(term.b, b => add_columns(&b, a, task * COLUMNS, m, sums));
         }
     };
     match threads {
@@ -49,17 +79,40 @@ pub(super) fn sum_of_products<E: Element>(
     (0..m).for_each(|i| finish.row(widened(i), c.row(i), 0, add));
 }
 
-/// sums `[m]` += column j of b times each row of a.
-fn add_dots(term: &Term<'_>, a: &[f32], j: usize, sums: &mut [f32]) {
-    each_type!(term.b, b => {
-        let k = b.rows;
-        let column = &b.data[j * b.col_stride..][..k];
-        vectorised(|| {
-            for (sum, a) in sums.iter_mut().zip(a.chunks_exact(k.max(1))) {
-                *sum += dot(a, column);
+/// sums `[columns, m]` += each of these columns of b times each row of a.
+fn add_columns<B: Element>(b: &Mat<'_, B>, a: &First, first: usize, m: usize, sums: &mut [f32]) {
+    let k = b.rows;
+    let column = |j: usize| &b.data[(first + j) * b.col_stride..][..k];
+    match a {
+        First::F32(a) => {
+            for (j, sums) in sums.chunks_exact_mut(m).enumerate() {
+                let column = column(j);
+                vectorised(|| {
+                    for (sum, a) in sums.iter_mut().zip(a.chunks_exact(k.max(1))) {
+                        *sum += dot(a, column);
+                    }
+                });
             }
-        });
-    });
+        }
+        First::Bf16 { rows, parts } => {
+            #[cfg(target_arch = "x86_64")]
+            for (group, sums) in sums.chunks_mut(4 * m).enumerate() {
+                let columns = sums.len() / m;
+                // A last group with fewer than four columns multiplies one again.
+                let four = [0, 1, 2, 3].map(|j| column(4 * group + j.min(columns - 1)));
+                let four = four.map(|column| B::bf16s(column).unwrap_or_default());
+                for (i, row) in rows.chunks_exact(k.max(1)).enumerate() {
+                    // SAFETY: `First::of` made bf16 rows because the processor has the instructions.
+                    let dots = unsafe { super::kernels::avx512::dots(row, four) };
+                    for (j, dot) in dots.into_iter().take(columns).enumerate() {
+                        sums[j * m + i / parts] += dot;
+                    }
+                }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = (rows, parts);
+        }
+    }
 }
 
 #[inline(always)]

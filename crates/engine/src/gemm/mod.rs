@@ -269,6 +269,21 @@ pub(crate) fn sum_of_products<E: Element>(
     }
 }
 
+/// A loop of the multiply-add that products of this type use, on registers alone, that returns its number of
+/// floating-point operations; none where products are the `gemm` crate's.
+pub(crate) fn peak(dtype: DType) -> Option<fn() -> f64> {
+    match (isa(), dtype) {
+        (_, DType::F64) => None,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512Bf16, DType::BF16) => Some(tiled::peak::<kernels::avx512::Bf16>),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512 | Isa::Avx512Bf16, _) => Some(tiled::peak::<kernels::avx512::F32>),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, _) => Some(tiled::peak::<kernels::avx2::F32>),
+        _ => None,
+    }
+}
+
 /// The same by way of cᵀ = Σ scale·bᵀ·aᵀ.
 fn transposed<E: Element>(mut c: MatMut<'_, E>, add: bool, terms: &[Term<'_>], threads: Threads) {
     let (m, n) = (c.rows, c.cols);

@@ -70,7 +70,7 @@ impl Second<'_> {
 
 /// Which bf16 number stands for an f32 number.
 #[derive(Clone, Copy, PartialEq)]
-enum Half {
+pub(super) enum Half {
     /// The number itself.
     Whole,
     /// The nearest bf16 number.
@@ -80,7 +80,7 @@ enum Half {
 }
 
 /// A half of each of scale · x.
-fn half_of<A: Element, E: Element>(half: Half, x: &[A], scale: f32, to: &mut [E]) {
+pub(super) fn half_of<A: Element, E: Element>(half: Half, x: &[A], scale: f32, to: &mut [E]) {
     let of = |x: f32| E::from_acc(E::Acc::of(x as f64));
     let value = |x: &A| x.to_acc().f64() as f32 * scale;
     let high = |x: f32| bf16::from_acc(x).to_acc();
@@ -173,22 +173,38 @@ fn rows<'a, Of: Element>(a: Operand<'_>, parts: &[Half], scale: f32) -> (Cow<'a,
     let (m, k) = a.shape();
     let stride = (parts.len() * k).next_multiple_of(2);
     let mut copy = pool::any::<Of>(m * stride);
-    each_type!(a, a => {
+    each_type!(a, a => if a.is_row_major() {
         copy.par_chunks_mut(stride.max(1)).with_min_len(64).enumerate().for_each(|(i, row)| {
             row[parts.len() * k..].fill(Of::default());
             for (to, &part) in row.chunks_exact_mut(k.max(1)).zip(parts) {
-                match a.is_row_major() {
-                    true => half_of(part, &a.data[i * a.row_stride..][..k], scale, to),
-                    false => {
-                        for (l, to) in to.iter_mut().enumerate() {
-                            half_of(part, &[a.data[i + l * a.col_stride]], scale, std::slice::from_mut(to));
-                        }
-                    }
-                }
+                half_of(part, &a.data[i * a.row_stride..][..k], scale, to);
             }
         });
+    } else {
+        turned(&a, parts, scale, &mut copy, stride);
     });
     (Cow::Owned(copy), stride)
+}
+
+/// The same of a matrix whose columns have their elements side by side, some columns at a time.
+fn turned<A: Element, Of: Element>(a: &Mat<'_, A>, parts: &[Half], scale: f32, copy: &mut [Of], stride: usize) {
+    use rayon::prelude::*;
+    const ROWS: usize = 16;
+    let k = a.cols;
+    copy.par_chunks_mut(ROWS * stride.max(1)).enumerate().for_each(|(block, copy)| {
+        let (first, rows) = (block * ROWS, copy.len() / stride.max(1));
+        let mut column = [Of::default(); ROWS];
+        let column = &mut column[..rows];
+        for (p, &part) in parts.iter().enumerate() {
+            for l in 0..k {
+                half_of(part, &a.data[l * a.col_stride + first..][..rows], scale, column);
+                for (i, &x) in column.iter().enumerate() {
+                    copy[i * stride + p * k + l] = x;
+                }
+            }
+        }
+        copy.chunks_exact_mut(stride.max(1)).for_each(|row| row[parts.len() * k..].fill(Of::default()));
+    });
 }
 
 /// Of b with its columns side by side: a word takes `PAIR` rows.

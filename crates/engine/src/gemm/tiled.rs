@@ -182,6 +182,7 @@ unsafe fn run<K: Kernel, E: Element>(
     let width = vectors * K::LANES;
     let passes = passes(segments, PANEL_BYTES / 4 / MAX_COLUMNS);
     let at_a_time = K::rows(vectors);
+    let plain = !add && finish.scale.is_none() && finish.bias.is_none();
     // Sums of a tile only, unless they wait for another pass.
     let kept = if passes.len() == 1 { at_a_time } else { task.rows.len() };
     let sums = words(&mut scratch.sums, kept * width).as_mut_ptr().cast::<f32>();
@@ -216,12 +217,34 @@ unsafe fn run<K: Kernel, E: Element>(
                     let (to, sums) = unsafe {
                         (to.part(row + i, first, cols), std::slice::from_raw_parts(sums.add(i * width), cols))
                     };
+                    if plain && let Some(to) = E::as_bf16(to) {
+                        // SAFETY: the caller's promise.
+                        unsafe { K::round(sums, to) };
+                        continue;
+                    }
                     // SAFETY: the caller's promise.
                     unsafe { K::within(|| finish.row(sums.iter().map(|&x| widen::<E>(x)), to, first, add)) };
                 }
             }
         }
     }
+}
+
+/// A tile over and over, all of whose operands lie in the first-level cache.
+pub(super) fn peak<K: Kernel>() -> f64 {
+    const WORDS: usize = 128;
+    const RUNS: usize = 20_000;
+    let (vectors, rows) = (3, K::rows(3));
+    let width = vectors * K::LANES;
+    let a = vec![K::Of::default(); rows * WORDS * K::PAIR];
+    let mut scratch = Scratch::default();
+    let panel = words(&mut scratch.panel, WORDS * width).as_ptr();
+    let sums = words(&mut scratch.sums, rows * width).as_mut_ptr();
+    for _ in 0..RUNS {
+        // SAFETY: `gemm::peak` chose the kernel for this processor; the operands have the sizes of this tile.
+        unsafe { K::tile(rows, vectors, WORDS, a.as_ptr(), WORDS * K::PAIR, panel.cast(), sums.cast(), true) };
+    }
+    (RUNS * 2 * rows * width * WORDS * K::PAIR) as f64
 }
 
 #[inline(always)]

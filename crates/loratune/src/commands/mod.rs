@@ -1,5 +1,6 @@
 //! One file per command, and what several of them need.
 
+pub mod bench;
 pub mod chat;
 pub mod combine;
 pub mod convert;

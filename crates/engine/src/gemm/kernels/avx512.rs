@@ -79,6 +79,11 @@ impl Kernel for Bf16 {
     const PAIR: usize = 2;
     const LANES: usize = 16;
 
+    unsafe fn round(sums: &[f32], to: &mut [bf16]) {
+        // SAFETY: the caller's promise.
+        unsafe { round(sums, to) }
+    }
+
     fn rows(vectors: usize) -> usize {
         rows(vectors)
     }
@@ -111,6 +116,43 @@ impl Kernel for Bf16 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 fn within<T>(f: impl FnOnce() -> T) -> T {
     f()
+}
+
+/// The products of a row with four others of its length.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(in crate::gemm) fn dots(a: &[bf16], b: [&[bf16]; 4]) -> [f32; 4] {
+    assert!(b.iter().all(|b| b.len() >= a.len()), "rows of different lengths");
+    let mut acc = [_mm512_setzero_ps(); 4];
+    for p in (0..a.len()).step_by(32) {
+        let mask = u32::MAX >> (32 - 32.min(a.len() - p));
+        // SAFETY: the mask leaves out what lies behind the rows' last elements.
+        unsafe {
+            let a = _mm512_maskz_loadu_epi16(mask, a.as_ptr().add(p).cast());
+            for (acc, b) in acc.iter_mut().zip(b) {
+                let b = _mm512_maskz_loadu_epi16(mask, b.as_ptr().add(p).cast());
+                *acc = _mm512_dpbf16_ps(
+                    *acc,
+                    std::mem::transmute::<__m512i, __m512bh>(a),
+                    std::mem::transmute::<__m512i, __m512bh>(b),
+                );
+            }
+        }
+    }
+    acc.map(|sums| _mm512_reduce_add_ps(sums))
+}
+
+#[target_feature(enable = "avx512f,avx512vl,avx512bf16")]
+fn round(sums: &[f32], to: &mut [bf16]) {
+    let (parts, rest) = (sums.chunks_exact(16), sums.chunks_exact(16).remainder());
+    let (whole, tail) = to.split_at_mut(sums.len() - rest.len());
+    for (to, sums) in whole.chunks_exact_mut(16).zip(parts) {
+        // SAFETY: both have 16 elements.
+        unsafe {
+            let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(_mm512_loadu_ps(sums.as_ptr())));
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), rounded);
+        }
+    }
+    tail.iter_mut().zip(rest).for_each(|(to, &x)| *to = bf16::from_f32(x));
 }
 
 #[target_feature(enable = "avx512f")]

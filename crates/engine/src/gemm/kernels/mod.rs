@@ -49,6 +49,14 @@ pub(super) trait Kernel: Copy + Send + Sync + 'static {
     /// may be unaligned); `panel` to `(words - 1) · step + LANES` words.
     unsafe fn transpose(words: usize, b: *const u32, stride: usize, panel: *mut u32, step: usize);
 
+    /// Rounds sums to bf16.
+    ///
+    /// # Safety
+    /// The processor has the kernel's instructions.
+    unsafe fn round(sums: &[f32], to: &mut [half::bf16]) {
+        to.iter_mut().zip(sums).for_each(|(to, &x)| *to = half::bf16::from_acc(x));
+    }
+
     /// Runs the loops around the tiles compiled for the same instructions.
     ///
     /// # Safety
