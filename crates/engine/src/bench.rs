@@ -98,5 +98,5 @@ pub fn ceilings(dtype: DType) -> Ceilings {
 }
 
 fn sum_of(words: &[u64]) -> u64 {
-    crate::isa::vectorised(|| words.iter().fold(0u64, |sum, &w| sum.wrapping_add(w)))
+    crate::isa::vectorised!([] (words: &[u64]) -> u64 { words.iter().fold(0u64, |sum, &w| sum.wrapping_add(w)) })
 }

@@ -200,7 +200,8 @@ impl Real for f32 {
         const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to the nearest integer
         let x = self;
         let clamped = x.clamp(-87.336_54, 88.722_83);
-        let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+        let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+        let n = shifted - ROUND;
         let r = (clamped - n * LN2_HI) - n * LN2_LO;
         let p = 1.987_569_1e-4f32;
         let p = p * r + 1.398_199_9e-3;
@@ -210,8 +211,9 @@ impl Real for f32 {
         let p = p * r + 0.5;
         let y = p * (r * r) + r + 1.0;
         // 2ⁿ in two factors: n may be 128, which one exponent field can't hold.
-        let half = (n as i32) >> 1;
-        let rest = n as i32 - half;
+        let whole = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
+        let half = whole >> 1;
+        let rest = whole - half;
         let scale = |e: i32| f32::from_bits(((e + 127) as u32) << 23);
         let y = y * scale(half) * scale(rest);
         let y = if x < -87.336_54 { 0.0 } else { y };

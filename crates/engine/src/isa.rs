@@ -77,29 +77,38 @@ pub fn isa() -> Isa {
     *ISA.get_or_init(|| Isa::choose().unwrap_or_else(|_| Isa::of_processor()))
 }
 
-/// Runs a loop that compilers vectorise, compiled for the processor at hand. The results do not depend on which: no
-/// multiplication and addition are contracted.
-#[inline(always)]
-pub(crate) fn vectorised<T>(f: impl FnOnce() -> T) -> T {
-    #[cfg(target_arch = "x86_64")]
-    match isa() {
-        // SAFETY: the processor has these features, by `isa`.
-        Isa::Avx512 | Isa::Avx512Bf16 => return unsafe { for_avx512(f) },
-        // SAFETY: as above.
-        Isa::Avx2 => return unsafe { for_avx2(f) },
-        Isa::Portable => {}
-    }
-    f()
-}
+/// Runs a block compiled for the processor at hand, so that its loops use the widest vectors. The results do not depend on
+/// which: no multiplication and addition are contracted.
+///
+/// The block is a function of its own, because only that is sure to be compiled for each instruction set: it names its type
+/// parameters, the variables that it takes and their types. Functions that it calls must be inlined (`#[inline(always)]`, or
+/// small).
+macro_rules! vectorised {
+    ([$($g:ident: $bound:path),*] ($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)? $body:block) => {{
+        #[inline(always)]
+        fn body<$($g: $bound),*>($($arg: $ty),*) $(-> $out)? $body
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2")]
-fn for_avx512<T>(f: impl FnOnce() -> T) -> T {
-    f()
-}
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2")]
+        fn for_avx512<$($g: $bound),*>($($arg: $ty),*) $(-> $out)? {
+            body::<$($g),*>($($arg),*)
+        }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,bmi2")]
-fn for_avx2<T>(f: impl FnOnce() -> T) -> T {
-    f()
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,bmi2")]
+        fn for_avx2<$($g: $bound),*>($($arg: $ty),*) $(-> $out)? {
+            body::<$($g),*>($($arg),*)
+        }
+
+        match $crate::isa::isa() {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the processor has these features, by `isa`.
+            $crate::isa::Isa::Avx512 | $crate::isa::Isa::Avx512Bf16 => unsafe { for_avx512::<$($g),*>($($arg),*) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            $crate::isa::Isa::Avx2 => unsafe { for_avx2::<$($g),*>($($arg),*) },
+            _ => body::<$($g),*>($($arg),*),
+        }
+    }};
 }
+pub(crate) use vectorised;

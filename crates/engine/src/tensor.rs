@@ -216,15 +216,16 @@ impl Tensor {
         let cols = shape[1].max(1);
         let rows = data.par_chunks_mut(cols).enumerate();
         if dtype == R::DTYPE {
-            rows.for_each(|(i, row)| vectorised(|| finish(i, row)));
+            rows.for_each(|(i, row)| finish(i, row));
             return Tensor::new(data, &shape);
         }
         dispatch!(dtype, E => {
             let mut out = pool::any::<E>(shape[0] * shape[1]);
             rows.zip(out.par_chunks_mut(cols)).for_each(|((i, row), out)| {
-                vectorised(|| {
-                    finish(i, row);
-                    out.iter_mut().zip(row).for_each(|(o, &mut x)| *o = round(x));
+                finish(i, row);
+                let row = &*row;
+                vectorised!([R: Real, E: Element] (out: &mut [E], row: &[R]) {
+                    out.iter_mut().zip(row).for_each(|(o, &x)| *o = round(x));
                 });
             });
             Tensor::new(out, &shape)
@@ -273,7 +274,10 @@ impl Tensor {
             let f = <E as Element>::Acc::of(factor);
             let s = self.slice_mut::<E>().expect("dispatched on its own type");
             s.par_chunks_mut(CHUNK).for_each(|c| {
-                vectorised(|| c.iter_mut().for_each(|x| *x = E::from_acc(x.to_acc() * f)));
+                type Acc<E> = <E as Element>::Acc;
+                vectorised!([E: Element] (c: &mut [E], f: Acc<E>) {
+                    c.iter_mut().for_each(|x| *x = E::from_acc(x.to_acc() * f));
+                });
             });
         })
     }
@@ -282,7 +286,11 @@ impl Tensor {
     pub fn is_finite(&self) -> bool {
         dispatch!(self.dtype(), E => {
             let s = self.slice::<E>().expect("dispatched on its own type");
-            s.par_chunks(CHUNK).all(|c| vectorised(|| c.iter().fold(true, |all, x| all & x.to_acc().is_finite())))
+            s.par_chunks(CHUNK).all(|c| {
+                vectorised!([E: Element] (c: &[E]) -> bool {
+                    c.iter().fold(true, |all, x| all & x.to_acc().f64().is_finite())
+                })
+            })
         })
     }
 
@@ -308,13 +316,11 @@ fn round<R: Real, E: Element>(x: R) -> E {
 }
 
 /// A parallel elementwise map into a new vector.
-pub(crate) fn map_to_vec<A: Copy + Send + Sync, B: Element>(
-    src: &[A],
-    f: impl Fn(A) -> B + Sync,
-) -> Vec<B> {
+pub(crate) fn map_to_vec<A: Element, B: Element, F: Fn(A) -> B + Sync>(src: &[A], f: F) -> Vec<B> {
     let mut out = pool::any::<B>(src.len());
     out.par_chunks_mut(CHUNK).zip(src.par_chunks(CHUNK)).for_each(|(o, s)| {
-        vectorised(|| {
+        let f = &f;
+        vectorised!([A: Element, B: Element, F: Fn(A) -> B] (o: &mut [B], s: &[A], f: &F) {
             for (o, &s) in o.iter_mut().zip(s) {
                 *o = f(s);
             }
@@ -324,14 +330,11 @@ pub(crate) fn map_to_vec<A: Copy + Send + Sync, B: Element>(
 }
 
 /// A parallel elementwise map of two slices of equal length into a new vector.
-pub(crate) fn map2_to_vec<A: Element>(
-    a: &[A],
-    b: &[A],
-    f: impl Fn(A, A) -> A + Sync,
-) -> Vec<A> {
+pub(crate) fn map2_to_vec<A: Element, F: Fn(A, A) -> A + Sync>(a: &[A], b: &[A], f: F) -> Vec<A> {
     let mut out = pool::any::<A>(a.len());
     out.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK)).for_each(|((o, a), b)| {
-        vectorised(|| {
+        let f = &f;
+        vectorised!([A: Element, F: Fn(A, A) -> A] (o: &mut [A], a: &[A], b: &[A], f: &F) {
             for ((o, &a), &b) in o.iter_mut().zip(a).zip(b) {
                 *o = f(a, b);
             }
@@ -341,9 +344,10 @@ pub(crate) fn map2_to_vec<A: Element>(
 }
 
 /// A parallel elementwise pass over two slices of equal length.
-pub(crate) fn zip_mut<A: Send, B: Sync>(a: &mut [A], b: &[B], f: impl Fn(&mut A, &B) + Sync) {
+pub(crate) fn zip_mut<A: Element, B: Element, F: Fn(&mut A, &B) + Sync>(a: &mut [A], b: &[B], f: F) {
     a.par_chunks_mut(CHUNK).zip(b.par_chunks(CHUNK)).for_each(|(a, b)| {
-        vectorised(|| {
+        let f = &f;
+        vectorised!([A: Element, B: Element, F: Fn(&mut A, &B)] (a: &mut [A], b: &[B], f: &F) {
             for (a, b) in a.iter_mut().zip(b) {
                 f(a, b);
             }

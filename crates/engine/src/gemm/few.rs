@@ -86,9 +86,9 @@ fn add_columns<B: Element>(b: &Mat<'_, B>, a: &First, first: usize, m: usize, su
     match a {
         First::F32(a) => {
             for (j, sums) in sums.chunks_exact_mut(m).enumerate() {
-                let column = column(j);
-                vectorised(|| {
-                    for (sum, a) in sums.iter_mut().zip(a.chunks_exact(k.max(1))) {
+                let (column, a) = (column(j), &a[..]);
+                vectorised!([B: Element] (column: &[B], a: &[f32], sums: &mut [f32]) {
+                    for (sum, a) in sums.iter_mut().zip(a.chunks_exact(column.len().max(1))) {
                         *sum += dot(a, column);
                     }
                 });

@@ -81,17 +81,19 @@ pub(super) enum Half {
 
 /// A half of each of scale · x.
 pub(super) fn half_of<A: Element, E: Element>(half: Half, x: &[A], scale: f32, to: &mut [E]) {
-    let of = |x: f32| E::from_acc(E::Acc::of(x as f64));
-    let value = |x: &A| x.to_acc().f64() as f32 * scale;
-    let high = |x: f32| bf16::from_acc(x).to_acc();
-    vectorised(|| match half {
-        Half::Whole => to.iter_mut().zip(x).for_each(|(to, x)| *to = of(value(x))),
-        Half::High => to.iter_mut().zip(x).for_each(|(to, x)| *to = of(high(value(x)))),
-        Half::Low => to.iter_mut().zip(x).for_each(|(to, x)| {
-            let x = value(x);
-            let rest = x - high(x);
-            *to = of(if rest.is_finite() { high(rest) } else { 0.0 });
-        }),
+    vectorised!([A: Element, E: Element] (half: Half, x: &[A], scale: f32, to: &mut [E]) {
+        let of = |x: f32| E::from_acc(E::Acc::of(x as f64));
+        let value = |x: &A| x.to_acc().f64() as f32 * scale;
+        let high = |x: f32| bf16::from_acc(x).to_acc();
+        match half {
+            Half::Whole => to.iter_mut().zip(x).for_each(|(to, x)| *to = of(value(x))),
+            Half::High => to.iter_mut().zip(x).for_each(|(to, x)| *to = of(high(value(x)))),
+            Half::Low => to.iter_mut().zip(x).for_each(|(to, x)| {
+                let x = value(x);
+                let rest = x - high(x);
+                *to = of(if rest.is_finite() { high(rest) } else { 0.0 });
+            }),
+        }
     });
 }
 

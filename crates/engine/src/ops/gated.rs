@@ -5,7 +5,7 @@ use crate::pool;
 use crate::profile::{self, Pass};
 use crate::error::{Result, check_shape};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
-use crate::tensor::{CHUNK, map2_to_vec};
+use crate::tensor::CHUNK;
 use crate::{Element, Real, Tensor, dispatch};
 
 /// The function that [`gated`] applies to the gate.
@@ -128,13 +128,25 @@ impl Backward for GatedBackward {
     }
 }
 
+fn forward<E: Element, A: Curve>(g: &[E], u: &[E]) -> Vec<E> {
+    let mut y = pool::any::<E>(g.len());
+    y.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(u.par_chunks(CHUNK)).for_each(|((y, g), u)| {
+        vectorised!([E: Element, A: Curve] (y: &mut [E], g: &[E], u: &[E]) {
+            for ((y, g), u) in y.iter_mut().zip(g).zip(u) {
+                *y = E::from_acc(A::product(g.to_acc(), u.to_acc()));
+            }
+        });
+    });
+    y
+}
+
 fn backward<E: Element, A: Curve>(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
     let (g, u, d) = (gate.slice::<E>()?, up.slice::<E>()?, dy.slice::<E>()?);
     let (mut dg, mut du) = (pool::any::<E>(g.len()), pool::any::<E>(g.len()));
     dg.par_chunks_mut(CHUNK).zip(du.par_chunks_mut(CHUNK)).enumerate().for_each(|(c, (dg, du))| {
         let at = c * CHUNK;
         let (g, u, d) = (&g[at..at + dg.len()], &u[at..at + dg.len()], &d[at..at + dg.len()]);
-        vectorised(|| {
+        vectorised!([E: Element, A: Curve] (dg: &mut [E], du: &mut [E], g: &[E], u: &[E], d: &[E]) {
             for ((((dg, du), g), u), d) in dg.iter_mut().zip(du).zip(g).zip(u).zip(d) {
                 let (of_gate, of_up) = A::gradients(g.to_acc(), u.to_acc(), d.to_acc());
                 (*dg, *du) = (E::from_acc(of_gate), E::from_acc(of_up));
@@ -157,9 +169,7 @@ pub fn gated(tape: &mut Tape<'_>, gate: &Var, up: &Var, activation: Activation) 
     check_shape("gated", "up", up.value().shape(), gate.value().shape())?;
     let y = dispatch!(gate.value().dtype(), E => {
         let (g, u) = (gate.value().slice::<E>()?, up.value().slice::<E>()?);
-        let y = dispatch_curve!(activation, A => {
-            map2_to_vec(g, u, |g, u| E::from_acc(A::product(g.to_acc(), u.to_acc())))
-        });
+        let y = dispatch_curve!(activation, A => forward::<E, A>(g, u));
         Tensor::new(y, gate.value().shape())
     });
     let needs = gate.needs_grad() || up.needs_grad();

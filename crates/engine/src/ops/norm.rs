@@ -73,19 +73,9 @@ impl RmsNormBackward {
             .enumerate()
             .map(|(block, dx)| {
                 let mut dw = vec![E::Acc::of(0.0); if trained.is_some() { d } else { 0 }];
-                vectorised(|| {
-                    for (i, dx) in dx.chunks_exact_mut(d).enumerate() {
-                        let row = block * ROWS + i;
-                        let (x, dy, r) = (&x[row * d..][..d], &dys[row * d..][..d], rstd[row]);
-                        let c = dot(x, dy, &w) * r * r * r / E::Acc::of(d as f64);
-                        for (((dx, x), dy), &w) in dx.iter_mut().zip(x).zip(dy).zip(&w) {
-                            *dx = E::from_acc(dy.to_acc() * w * r - x.to_acc() * c);
-                        }
-                        for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
-                            *dw += dy.to_acc() * x.to_acc() * r;
-                        }
-                    }
-                });
+                let rows = block * ROWS..block * ROWS + dx.len() / d;
+                let (x, dy) = (&x[rows.start * d..rows.end * d], &dys[rows.start * d..rows.end * d]);
+                backward_rows::<E>(dx, x, dy, &rstd[rows], &w, &mut dw);
                 dw
             })
             .collect();
@@ -98,6 +88,29 @@ impl RmsNormBackward {
         }
         grads.add(self.x_source, Tensor::new(dx, self.x.shape()))
     }
+}
+
+fn backward_rows<E: Element>(
+    dx: &mut [E],
+    x: &[E],
+    dy: &[E],
+    rstd: &[E::Acc],
+    w: &[E::Acc],
+    dw: &mut [E::Acc],
+) {
+    vectorised!([E: Element] (dx: &mut [E], x: &[E], dy: &[E], rstd: &[E::Acc], w: &[E::Acc], dw: &mut [E::Acc]) {
+        let d = w.len();
+        let rows = dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(dy.chunks_exact(d)).zip(rstd);
+        for (((dx, x), dy), &r) in rows {
+            let c = dot(x, dy, w) * r * r * r / E::Acc::of(d as f64);
+            for (((dx, x), dy), &w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
+                *dx = E::from_acc(dy.to_acc() * w * r - x.to_acc() * c);
+            }
+            for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
+                *dw += dy.to_acc() * x.to_acc() * r;
+            }
+        }
+    });
 }
 
 /// y = x / √(mean(x²) + eps) · (offset + w) over the last dimension (Zhang & Sennrich, arXiv 1910.07467; `LlamaRMSNorm`,
@@ -166,9 +179,11 @@ fn forward<E: Element>(x: &Tensor, w: &[E::Acc], eps: f64) -> Result<(Tensor, Te
     let mut rstd = vec![E::Acc::of(0.0); xs.len() / d];
     y.par_chunks_mut(ROWS * d).zip(rstd.par_chunks_mut(ROWS)).zip(xs.par_chunks(ROWS * d)).for_each(
         |((y, rstd), x)| {
-            vectorised(|| {
+            let eps = E::Acc::of(eps);
+            vectorised!([E: Element] (y: &mut [E], rstd: &mut [E::Acc], x: &[E], w: &[E::Acc], eps: E::Acc) {
+                let d = w.len();
                 for ((y, r), x) in y.chunks_exact_mut(d).zip(rstd).zip(x.chunks_exact(d)) {
-                    *r = E::Acc::of(1.0) / (square(x) / E::Acc::of(d as f64) + E::Acc::of(eps)).sqrt();
+                    *r = E::Acc::of(1.0) / (square(x) / E::Acc::of(d as f64) + eps).sqrt();
                     for ((y, x), &w) in y.iter_mut().zip(x).zip(w) {
                         *y = E::from_acc(x.to_acc() * *r * w);
                     }

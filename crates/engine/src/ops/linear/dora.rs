@@ -165,16 +165,18 @@ pub(crate) fn scale_gradient<D: Element, E: Element>(dy: &mut [D], u: &[E], g: &
         .par_chunks_mut(block)
         .zip(u.par_chunks(block))
         .map(|(dy, u)| {
-            let mut sums = vec![D::Acc::of(0.0); out];
-            vectorised(|| {
+            let mut partial = vec![D::Acc::of(0.0); out];
+            let sums = &mut partial[..];
+            vectorised!([D: Element, E: Element] (dy: &mut [D], u: &[E], g: &[D::Acc], sums: &mut [D::Acc]) {
+                let out = g.len();
                 for (dy, u) in dy.chunks_exact_mut(out).zip(u.chunks_exact(out)) {
-                    for (((dy, u), &g), sum) in dy.iter_mut().zip(u).zip(g).zip(&mut sums) {
+                    for (((dy, u), &g), sum) in dy.iter_mut().zip(u).zip(g).zip(&mut *sums) {
                         *sum += dy.to_acc() * D::Acc::of(u.to_acc().f64());
                         *dy = D::from_acc(dy.to_acc() * g);
                     }
                 }
             });
-            sums
+            partial
         })
         .collect();
     let mut total = vec![D::Acc::of(0.0); out];

@@ -89,13 +89,14 @@ pub(crate) fn column_sums<E: Element>(x: &[E], cols: usize) -> Vec<E::Acc> {
     let partial: Vec<Vec<E::Acc>> = x
         .par_chunks(64 * cols.max(1))
         .map(|block| {
-            let mut sum = vec![E::Acc::of(0.0); cols];
-            vectorised(|| {
-                for row in block.chunks_exact(cols) {
+            let mut sums = vec![E::Acc::of(0.0); cols];
+            let sum = &mut sums[..];
+            vectorised!([E: Element] (block: &[E], sum: &mut [E::Acc]) {
+                for row in block.chunks_exact(sum.len()) {
                     sum.iter_mut().zip(row).for_each(|(s, v)| *s += v.to_acc());
                 }
             });
-            sum
+            sums
         })
         .collect();
     let mut total = vec![E::Acc::of(0.0); cols];
