@@ -206,6 +206,23 @@ impl Decoder {
         Ok(decoder)
     }
 
+    /// A decoder on the same frozen weights but for embedding and head, which `source` gives with `rows` rows. For decoders
+    /// of which nothing is trained or adapted.
+    ///
+    /// # Errors
+    /// Whatever the source says of a tensor.
+    pub fn with_vocabulary(&self, rows: usize, source: &dyn WeightSource) -> Result<Decoder> {
+        let mut decoder = self.clone();
+        let (storage, shape) = (self.storage(), [rows, self.spec.hidden_size]);
+        let table = |path: &str| source.tensor(&format!("{path}.weight"), &shape, storage).map(Weight::dense);
+        decoder.embedding.weight = table(EMBEDDING)?;
+        decoder.head.weight =
+            if self.spec.tied_head { decoder.embedding.weight.clone() } else { table(HEAD)? };
+        (decoder.embedding.shape, decoder.head.shape) = (shape, shape);
+        decoder.spec.vocab_size = rows;
+        Ok(decoder)
+    }
+
     /// Builds the decoder. The weights that are trained become parameters, in the activations' compute type.
     ///
     /// # Errors
