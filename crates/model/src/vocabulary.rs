@@ -292,6 +292,19 @@ pub fn fitted(files: &ModelFiles, config: &AdapterConfig, tensors: &Tensors) -> 
     with_rows(files, rows, |_| Ok(vec![0.0; added])).map(Some)
 }
 
+/// The rows of the embedding or head that an adapter's files bring or adapt; `None` if they do neither.
+///
+/// # Errors
+/// As [`fitted`].
+pub fn rows_of(files: &ModelFiles, tensors: &Tensors) -> Result<Option<usize>> {
+    let hidden = files.config.spec.hidden_size;
+    let table = match saved_table(tensors, EMBEDDING, hidden)? {
+        Some(table) => Some(table),
+        None => saved_table(tensors, HEAD, hidden)?,
+    };
+    Ok(table.map(|t| t.rows))
+}
+
 /// The tokenizer that an adapter was trained with: the one in its folder, if there is one. PEFT's own readers
 /// (`AutoPeftModel`) do the same; it has the tokens that were added, and the chat template.
 ///
@@ -318,7 +331,11 @@ pub fn bring_tables(attached: &mut Attached, params: &Params, files: &ModelFiles
         let name = format!("{path}.weight");
         if params.find(&name).is_none() && !attached.replaced.contains_key(&name) {
             let stored = stored_name(&name, files.config.spec.tied_head);
-            attached.replaced.insert(name, load::read_f32(files, &stored)?);
+            let table = match attached.replaced.get(&stored) {
+                Some(table) => table.clone(),
+                None => load::read_f32(files, &stored)?,
+            };
+            attached.replaced.insert(name, table);
         }
     }
     Ok(())
