@@ -1,13 +1,12 @@
 //! Building a decoder from weights that are read, or drawn at random.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 
 use loratune_engine::rng::Key;
 use loratune_engine::{DType, FrozenWeight, Params, Tensor, Weight};
 use rayon::prelude::*;
 
-use super::{Block, Decoder, Matrix, Norm, Part};
+use super::{Block, Decoder, Matrix, Norm, Part, Tables};
 use crate::error::{Error, Result};
 use crate::spec::{DecoderSpec, EMBEDDING, HEAD, LinearShape, MatrixKind};
 
@@ -251,7 +250,7 @@ impl Decoder {
             head: b.head(spec, &embedding)?,
             embedding,
             neftune: None,
-            ropes: Mutex::new(vec![None; spec.ropes.len()]),
+            ropes: Tables::default(),
             spec: spec.clone(),
             dtype: dtypes.activations,
         })
