@@ -6,6 +6,7 @@ use std::sync::Arc;
 use loratune_tokenizer::TokenizerBundle;
 use serde_json::Value;
 
+use super::config_fields::without_code;
 use super::gguf::{GgufFile, GgufSource};
 use super::suggest::must_exist;
 use super::{Error, ModelConfig, RawTensor, Result, SafetensorsSource, TensorInfo, TensorSource};
@@ -16,7 +17,7 @@ pub struct ModelFiles {
     pub path: PathBuf,
     /// The description, checked.
     pub config: ModelConfig,
-    /// config.json as it is; for GGUF, what it would be.
+    /// config.json as it is, but for the names of code of its own; for GGUF, what it would be.
     pub raw_config: Value,
     /// generation_config.json, if there is one.
     pub generation_config: Option<Value>,
@@ -84,6 +85,7 @@ impl ModelFiles {
         let config_path = path.join("config.json");
         let raw_config = read_json(&config_path)?;
         let config = ModelConfig::from_value(&raw_config, &config_path)?;
+        let raw_config = without_code(raw_config);
         let generation_path = path.join("generation_config.json");
         let generation_config =
             if generation_path.is_file() { Some(read_json(&generation_path)?) } else { None };
