@@ -254,6 +254,7 @@ def write_refused() -> None:
 
 
 def main() -> None:
+    from family_configs import write_configs, write_generated
     from family_gguf import write_gguf
     from family_runs import write_rows_file, write_runs
 
@@ -267,6 +268,8 @@ def main() -> None:
             write_gguf(case)
     if not names:
         write_refused()
+        write_configs()
+        write_generated()
         write_json(FAMILY_GOLDENS / "versions.json", versions("torch", "transformers", "tokenizers", "peft", "gguf"))
     write_rows_file(tokenizer())
     for case in chosen:

@@ -241,14 +241,14 @@ CASES = [
             ("long", rope(10000.0, "longrope", short_factor=SHORT_3, long_factor=SHORT_3,
                           partial_rotary_factor=0.75), FIRST),
         ],
-        run=True, targets=FUSED, pad_in_text=True,
+        run=True, targets=FUSED, pad_in_text=True, gguf=True,
     ),
     Case(
         "phi4", "phi3",
         sizes(1, heads=2, kv=1, sliding_window=None, original_max_position_embeddings=128) | rope(250000.0),
         old={"attention_bias": False},
         visible=[("theta", rope(10000.0), BOTH)],
-        targets=FUSED,
+        targets=FUSED, gguf=True,
     ),
     # --- others ------------------------------------------------------------------------------------
     Case(

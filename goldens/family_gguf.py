@@ -103,10 +103,13 @@ def add_family(writer: gguf.GGUFWriter, config) -> dict[str, torch.Tensor]:
     elif kind == "phi3":
         original = config.original_max_position_embeddings
         scale = config.max_position_embeddings / original
+        turned = int(rope["partial_rotary_factor"] * config.hidden_size)
         writer.add_rope_scaling_orig_ctx_len(original)
-        writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+        writer.add_rope_dimension_count(turned // config.num_attention_heads)
         writer.add_rope_freq_base(rope["rope_theta"])
         writer.add_sliding_window(config.sliding_window or 0)
+        if rope["rope_type"] == "default":
+            return {}
         writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(scale) / math.log(original)))
         return {
             "rope_factors_long.weight": torch.tensor(rope["long_factor"]),

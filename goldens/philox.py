@@ -56,6 +56,17 @@ class Key:
         """Uniform in [0, 1) with 24 bits, float64 `[count]`."""
         return (self.words(first, count) >> np.uint64(8)).astype(np.float64) / 16_777_216.0
 
+    def normal(self, first: int, count: int) -> np.ndarray:
+        """Standard normal, float64 `[count]`: Box-Muller, where element 2k takes the cosine and 2k+1 the sine of block k."""
+        k = np.arange(first // 2, (first + count + 1) // 2)
+        w = self.words(4 * int(k[0]), 4 * len(k)).reshape(-1, 4)
+        high, low = (w[:, 0::2] << np.uint64(21)), (w[:, 1::2] >> np.uint64(11))
+        u, v = ((high | low).astype(np.float64)).T
+        r = np.sqrt(-2.0 * np.log((u + 0.5) / 2.0**53))
+        angle = 2.0 * np.pi * (v / 2.0**53)
+        pairs = np.stack([r * np.cos(angle), r * np.sin(angle)], axis=1).reshape(-1)
+        return pairs[first - 2 * int(k[0]) :][:count]
+
     def dropout(self, p: float, first: int, count: int) -> np.ndarray:
         """A dropout mask of 0 and 1/(1-p), float64 `[count]`: an element is kept if its word >= floor(p * 2^32)."""
         return np.where(self.words(first, count) >= np.uint64(int(p * 2**32)), 1.0 / (1.0 - p), 0.0)

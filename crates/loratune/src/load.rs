@@ -10,7 +10,7 @@ use loratune_model::adapter::combine::SavedAdapter;
 use loratune_model::adapter::{self, AdapterSpec, Attached, Start};
 use loratune_model::decoder::{Dtypes, Trained};
 use loratune_model::files::{ModelFiles, peft};
-use loratune_model::{Decoder, load};
+use loratune_model::{Decoder, load, vocabulary};
 use loratune_tokenizer::TokenizerBundle;
 
 use crate::cli::{Global, ModelArgs};
@@ -37,37 +37,60 @@ impl Base {
 
     /// The model without an adapter.
     pub fn alone(&self) -> LoadedModel {
-        self.loaded(self.decoder.clone(), Params::new(), None)
+        LoadedModel {
+            files: self.files.clone(),
+            tokenizer: self.tokenizer.clone(),
+            decoder: self.decoder.clone(),
+            params: Params::new(),
+            attached: None,
+        }
     }
 
     /// The model with an adapter, ready for passes that change nothing.
     ///
+    /// An adapter that was made with another size of vocabulary gets one: only embedding and head are then its own. Its
+    /// tokenizer is the one in its folder, if there is one.
+    ///
     /// # Errors
     /// If the adapter does not fit the model.
-    pub fn with(&self, adapter: &SavedAdapter) -> Result<LoadedModel> {
-        let spec = AdapterSpec::from_config(&adapter.config)?;
+    pub fn with(&self, adapter: &Adapter) -> Result<LoadedModel> {
+        let Adapter { folder, saved } = adapter;
+        let spec = AdapterSpec::from_config(&saved.config)?;
+        let fitted = vocabulary::fitted(&self.files, &saved.config, &saved.tensors)?.map(Arc::new);
+        let resized = match &fitted {
+            Some(files) => Some(self.decoder.with_vocabulary(files.config.spec.vocab_size, &**files)?),
+            None => None,
+        };
+        let (files, base) =
+            (fitted.as_ref().unwrap_or(&self.files), resized.as_ref().unwrap_or(&self.decoder));
         let mut params = Params::new();
-        let trained = spec.trained(self.decoder.spec())?;
-        let mut decoder = self.decoder.with_trained(&mut params, &trained)?;
-        let start = Start::Saved(&adapter.tensors);
-        let attached = adapter::attach(&mut decoder, &mut params, &spec, start, &*self.files)?;
+        let trained = spec.trained(base.spec())?;
+        let mut decoder = base.with_trained(&mut params, &trained)?;
+        let start = Start::Saved(&saved.tensors);
+        let attached = adapter::attach(&mut decoder, &mut params, &spec, start, &**files)?;
         decoder.fix_norms(&params)?;
-        Ok(self.loaded(decoder, params, Some(attached)))
+        let tokenizer = match vocabulary::tokenizer_beside(folder)? {
+            Some(own) if !own.is_same(&self.tokenizer)? => Arc::new(own),
+            _ => self.tokenizer.clone(),
+        };
+        Ok(LoadedModel { files: files.clone(), tokenizer, decoder, params, attached: Some(attached) })
     }
+}
 
-    fn loaded(&self, decoder: Decoder, params: Params, attached: Option<Attached>) -> LoadedModel {
-        let (files, tokenizer) = (self.files.clone(), self.tokenizer.clone());
-        LoadedModel { files, tokenizer, decoder, params, attached }
-    }
+/// An adapter and where it was read.
+pub struct Adapter {
+    pub folder: PathBuf,
+    pub saved: SavedAdapter,
 }
 
 /// Reads an adapter's folder.
 ///
 /// # Errors
 /// What is missing or broken, by file.
-pub fn read_adapter(path: &Path) -> Result<SavedAdapter> {
+pub fn read_adapter(path: &Path) -> Result<Adapter> {
     let (config, tensors) = peft::read_adapter(path)?;
-    Ok(SavedAdapter { name: path.display().to_string(), config, tensors })
+    let saved = SavedAdapter { name: path.display().to_string(), config, tensors };
+    Ok(Adapter { folder: path.to_path_buf(), saved })
 }
 
 /// PEFT's name of the model without an adapter.
@@ -76,7 +99,7 @@ pub const BASE: &str = "__base__";
 /// Adapters that were read, by their names.
 pub struct Named {
     pub name: String,
-    pub adapter: SavedAdapter,
+    pub adapter: Adapter,
 }
 
 impl Named {
@@ -186,9 +209,10 @@ impl LoadedModel {
         let ids = encode_prompt(&*self.tokenizer as &dyn Text, text).map_err(anyhow::Error::msg)?;
         let vocabulary = self.files.config.spec.vocab_size;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
+            let token = self.tokenizer.token(*id).unwrap_or_default();
             anyhow::bail!(
-                "{}: the tokenizer gave the id {id}, but the model's vocabulary has {vocabulary} rows (vocab_size): \
-                 the tokenizer belongs to another model",
+                "{}: the tokenizer gave the id {id} for `{token}`, but the model's embedding has {vocabulary} rows \
+                 (vocab_size): the tokenizer belongs to another model, or the token was added and its rows were never saved",
                 self.files.path.display()
             );
         }

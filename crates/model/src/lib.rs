@@ -13,6 +13,7 @@ pub mod load;
 mod neftune;
 pub mod rope;
 mod spec;
+pub mod vocabulary;
 
 pub use batch::Batch;
 pub use decoder::Decoder;

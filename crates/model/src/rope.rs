@@ -18,7 +18,7 @@ pub enum RopeScaling {
     Linear {
         factor: f64,
     },
-    /// The base grows with sequences longer than `original` ("NTK").
+    /// The base grows with sequences longer than `original` ("NTK"): each length has frequencies of its own.
     Dynamic {
         factor: f64,
         original: usize,
@@ -86,9 +86,26 @@ impl RopeSpec {
     pub fn regime(&self, longest: usize) -> usize {
         match &self.scaling {
             RopeScaling::Dynamic { original, .. } => longest.max(*original),
-            RopeScaling::LongRope { original, .. } => usize::from(longest > *original),
+            RopeScaling::LongRope { .. } => self.key_regime(longest),
             _ => 0,
         }
+    }
+
+    /// Which frequencies the keys of a sequence of this length must have been turned by when it is continued.
+    ///
+    /// With LongRoPE all of them by those of the sequence's length: transformers' Phi-3 throws its cache away at the border and
+    /// computes everything again. With dynamic scaling keys stay as they were when they came, as transformers' do; every new
+    /// token is turned by frequencies of its own.
+    pub fn key_regime(&self, length: usize) -> usize {
+        match &self.scaling {
+            RopeScaling::LongRope { original, .. } => usize::from(length > *original),
+            _ => 0,
+        }
+    }
+
+    /// Whether hardly any other pass has the frequencies of this length.
+    pub fn is_own(&self, longest: usize) -> bool {
+        matches!(&self.scaling, RopeScaling::Dynamic { original, .. } if longest > *original)
     }
 
     /// θ^(2i/dim).

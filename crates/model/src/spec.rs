@@ -139,8 +139,10 @@ pub struct MatrixSpec {
     pub bias: bool,
 }
 
-pub(crate) const EMBEDDING: &str = "model.embed_tokens";
-pub(crate) const HEAD: &str = "lm_head";
+/// Module path of the embedding.
+pub const EMBEDDING: &str = "model.embed_tokens";
+/// Module path of the head.
+pub const HEAD: &str = "lm_head";
 
 /// Name, rows, columns and bias of a block's linear layer.
 pub(crate) type LinearShape = (&'static str, usize, usize, bool);

@@ -86,13 +86,12 @@ impl TokenizerBundle {
             (post_processor, _) => post_processor.cloned(),
         };
         tokenizer.with_post_processor(None::<PostProcessorWrapper>);
-        let vocab_size = tokenizer.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
         let mut bundle = TokenizerBundle {
             tokenizer,
             post_processor,
             config: parts.config,
             named_templates: parts.named_templates,
-            vocab_size,
+            vocab_size: 0,
             chat_template: parts.chat_template,
             bos,
             eos,
@@ -102,6 +101,7 @@ impl TokenizerBundle {
             add_eos: false,
             model_max_length: parts.model_max_length,
         };
+        bundle.measure();
         // Asking is surer than interpreting the many kinds of post-processor.
         let probe = bundle.encode("a", true)?;
         let bare = bundle.encode("a", false)?;
@@ -161,6 +161,11 @@ impl TokenizerBundle {
         self.tokenizer.id_to_token(id)
     }
 
+    /// The id of a token by the vocabulary's spelling, `None` when there is no such token.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
     /// Is this id a special token (left out by `decode(.., true)`)?
     pub fn is_special(&self, id: u32) -> bool {
         self.tokenizer
@@ -171,6 +176,26 @@ impl TokenizerBundle {
     /// The largest id plus one: how many embedding rows the tokenizer needs.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
+    }
+
+    /// Finds [`Self::vocab_size`] anew.
+    pub(crate) fn measure(&mut self) {
+        self.vocab_size = self.tokenizer.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
+    }
+
+    /// Whether another tokenizer makes the same ids and texts, and has the same roles and templates.
+    ///
+    /// # Errors
+    /// When the tokenizers library cannot serialise itself.
+    pub fn is_same(&self, other: &TokenizerBundle) -> Result<bool> {
+        let own = |t: &TokenizerBundle| {
+            (
+                t.chat_template.clone(),
+                t.named_templates.clone(),
+                [t.bos.clone(), t.eos.clone(), t.pad.clone(), t.unk.clone()],
+            )
+        };
+        Ok(own(self) == own(other) && self.tokenizer_json()? == other.tokenizer_json()?)
     }
 
     /// A chat template by name: "default" is [`Self::chat_template`], others as tokenizer_config.json lists them

@@ -129,6 +129,9 @@ pub(crate) fn add_missing_tokens(tokenizer: &mut Tokenizer, parts: &ConfigParts,
     let is_added = |content: &str| known.values().any(|t| t.content == content);
     let missing: Vec<_> = parts.added.iter().filter(|(_, t)| !is_added(&t.content)).cloned().collect();
     let named = [&parts.bos, &parts.eos, &parts.pad, &parts.unk];
+    // An ordinary added token becomes special with its role, and stays what it is otherwise.
+    let ordinary = |c: &&String| known.values().find(|t| t.content == **c && !t.special).cloned();
+    let raised: Vec<_> = named.into_iter().flatten().filter_map(|c| ordinary(&c)).collect();
     let roles: Vec<AddedToken> = named
         .into_iter()
         .flatten()
@@ -157,6 +160,8 @@ pub(crate) fn add_missing_tokens(tokenizer: &mut Tokenizer, parts: &ConfigParts,
         }
     }
     tokenizer.add_special_tokens(roles).map_err(build)?;
+    let raised = raised.into_iter().map(|token| AddedToken { special: true, ..token });
+    tokenizer.add_special_tokens(raised).map_err(build)?;
     Ok(())
 }
 

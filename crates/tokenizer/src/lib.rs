@@ -2,6 +2,7 @@
 //! BOS and EOS, and the chat template. Read from a Hugging Face folder or rebuilt from GGUF metadata; written as a
 //! Hugging Face folder. This crate knows nothing of tensors or models.
 
+mod add;
 mod bundle;
 mod config;
 mod error;

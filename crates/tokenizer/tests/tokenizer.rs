@@ -365,3 +365,63 @@ fn an_ordinary_token_named_as_padding_stays_ordinary() {
     assert_eq!(bundle.pad, None);
     assert!(!bundle.is_special(67));
 }
+
+/// The small tokenizer with another normaliser.
+fn normalised_by(normalizer: &Value) -> TokenizerBundle {
+    let folder = goldens().join("folder");
+    let read = |name: &str| -> Value {
+        serde_json::from_str(&std::fs::read_to_string(folder.join(name)).unwrap()).unwrap()
+    };
+    let mut tokenizer = read("tokenizer.json");
+    tokenizer["normalizer"] = normalizer.clone();
+    TokenizerBundle::from_parts(&tokenizer.to_string(), read("tokenizer_config.json")).unwrap()
+}
+
+#[test]
+fn added_tokens_get_the_ids_of_transformers_and_are_found_where_it_finds_them() {
+    for case in golden("added.json").as_array().unwrap() {
+        let mut bundle = normalised_by(&case["normalizer"]);
+        for step in case["steps"].as_array().unwrap() {
+            let (tokens, before) = (strings(&step["tokens"]), bundle.vocab_size());
+            let new = bundle.add_tokens(&tokens, step["special"].as_bool().unwrap()).unwrap();
+            assert_eq!(bundle.vocab_size() as u64, step["length"], "{step}");
+            assert_eq!(new.len(), bundle.vocab_size() - before, "{step}");
+            let named: Vec<&String> = tokens.iter().filter(|t| !t.is_empty()).collect();
+            for (token, id) in named.into_iter().zip(ids(&step["ids"])) {
+                let found = new.iter().find(|n| n.content == *token).map(|n| n.id);
+                assert_eq!(found, (id as usize >= before).then_some(id), "{token} of {step}");
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        bundle.save(dir.path()).unwrap();
+        let saved = TokenizerBundle::from_folder(dir.path()).unwrap();
+        for row in case["rows"].as_array().unwrap() {
+            let at = format!("{} {}", case["normalizer"], row["text"]);
+            let text = row["text"].as_str().unwrap();
+            for (kind, bundle) in [("in memory", &bundle), ("saved", &saved)] {
+                let at = format!("{kind}: {at}");
+                let got = bundle.encode(text, false).unwrap();
+                assert_eq!(got, ids(&row["ids"]), "{at}");
+                assert_eq!(bundle.encode_with_offsets(text).unwrap().0, got, "{at}");
+                assert_eq!(bundle.decode(&got, false).unwrap(), row["decoded"], "{at}");
+                assert_eq!(bundle.decode(&got, true).unwrap(), row["skipped"], "{at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn added_tokens_are_listed_where_the_configuration_lists_them() {
+    let mut bundle = folder();
+    bundle.add_tokens(&["<tool>".into()], false).unwrap();
+    bundle.add_tokens(&["<call>".into()], true).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    bundle.save(dir.path()).unwrap();
+    let config: Value =
+        serde_json::from_str(&std::fs::read_to_string(dir.path().join("tokenizer_config.json")).unwrap())
+            .unwrap();
+    let listed = &config["added_tokens_decoder"];
+    assert_eq!(listed.as_object().unwrap().len(), 6);
+    assert_eq!((&listed["421"]["content"], &listed["421"]["normalized"]), (&json!("<tool>"), &json!(true)));
+    assert_eq!((&listed["422"]["content"], &listed["422"]["special"]), (&json!("<call>"), &json!(true)));
+}

@@ -14,5 +14,6 @@ pub mod report;
 pub mod run;
 pub mod schedule;
 pub mod trainer;
+pub mod vocabulary;
 
 pub use error::{Error, Result};

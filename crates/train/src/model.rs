@@ -10,7 +10,7 @@ use loratune_model::files::peft;
 use loratune_model::files::{
     FileDType, ModelFiles, SafetensorsSource, TensorSource, TensorView, write_safetensors,
 };
-use loratune_model::{Decoder, Neftune, NoiseLength, load};
+use loratune_model::{Decoder, Neftune, NoiseLength, load, vocabulary};
 use loratune_tokenizer::TokenizerBundle;
 
 use crate::config::{BaseDtype, Finetuning, NeftuneScale, RunConfig, Targets};
@@ -37,6 +37,8 @@ pub struct TrainedModel {
     pub base_path: String,
     /// Write what changed its base as plain LoRA on the untouched one.
     convert: bool,
+    /// The tokenizer is not the base's own: checkpoints hold it too.
+    pub(crate) own_tokenizer: bool,
 }
 
 /// Folder of a result for the base without what a PiSSA or OLoRA adapter took out of it.
@@ -127,7 +129,9 @@ impl TrainedModel {
                     (None, Some(tensors)) => Start::Saved(tensors),
                     (None, None) => Start::Fresh { seed: config.seed },
                 };
-                Method::Lora(Box::new(adapter::attach(&mut decoder, &mut params, &spec, start, &files)?))
+                let mut attached = adapter::attach(&mut decoder, &mut params, &spec, start, &files)?;
+                vocabulary::bring_tables(&mut attached, &params, &files)?;
+                Method::Lora(Box::new(attached))
             }
         };
         Ok(TrainedModel {
@@ -138,6 +142,7 @@ impl TrainedModel {
             method,
             base_path: config.model_name_or_path.clone(),
             convert: config.pissa_convert,
+            own_tokenizer: false,
         })
     }
 
@@ -157,6 +162,9 @@ impl TrainedModel {
 
     /// Writes what was trained, in full precision: an adapter in PEFT's files, or all weights.
     pub fn save_weights(&self, dir: &Path) -> Result<()> {
+        if self.own_tokenizer {
+            self.tokenizer.save(dir)?;
+        }
         match &self.method {
             Method::Lora(attached) => self.save_adapter(dir, attached, &self.base_path, Form::Plain),
             Method::Whole => self.save_whole(dir, FileDType::F32),

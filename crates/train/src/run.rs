@@ -6,6 +6,7 @@ use std::time::Instant;
 use loratune_data::{DatasetReport, DatasetSource, DatasetSpec, EncodeOptions, load_examples};
 
 use loratune_model::files::ModelFiles;
+use loratune_tokenizer::TokenizerBundle;
 
 use crate::checkpoint::{self, Output, Start};
 use crate::config::{EvalStrategy, RunConfig};
@@ -17,6 +18,7 @@ use crate::output::{self, LiveLogs};
 use crate::progress::{Evaluation, StepReport};
 use crate::report::{LogEntry, LogKind, ReportError};
 use crate::trainer::{Ending, Observer, Trainer};
+use crate::vocabulary::{self, Opened, Vocabulary};
 
 /// Everything read and checked; nothing written yet.
 #[derive(Debug)]
@@ -25,6 +27,7 @@ pub struct Prepared {
     pub model: TrainedModel,
     pub feed: Feed,
     pub report: DatasetReport,
+    pub vocabulary: Vocabulary,
     pub start: Start,
     output: Output,
     started: u64,
@@ -59,27 +62,24 @@ pub fn prepare(config: RunConfig) -> Result<Prepared> {
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
         }
     };
+    let Opened { files, tokenizer, mut vocabulary } = vocabulary::open(&config)?;
     // The data first: it is quick, and what is wrong in a run is most often there.
-    let path = Path::new(&config.model_name_or_path);
-    let files = match config.train_from_scratch {
-        true => ModelFiles::open_without_weights(path)?,
-        false => ModelFiles::open(path)?,
-    };
-    let tokenizer = files.tokenizer()?;
     let data = load_data(&config, &tokenizer, started)?;
-    check_fits(&data.train, &data.eval, &files)?;
+    check_fits(&data.train, &data.eval, &files, &tokenizer)?;
     let checkpoint = match &start {
         Start::Resume(path) => Some(path.as_path()),
         Start::Fresh => None,
     };
-    let model = TrainedModel::open(&config, files, tokenizer, checkpoint)?;
+    let mut model = TrainedModel::open(&config, files, tokenizer, checkpoint)?;
+    model.own_tokenizer = vocabulary.own_tokenizer;
+    vocabulary.notes.extend(vocabulary::untrained_note(&vocabulary, &model));
     let feed = Feed::new(data.train, data.eval, &config);
-    Ok(Prepared { config, model, feed, report: data.report, start, output, started })
+    Ok(Prepared { config, model, feed, report: data.report, vocabulary, start, output, started })
 }
 
 fn load_data(
     config: &RunConfig,
-    tokenizer: &loratune_tokenizer::TokenizerBundle,
+    tokenizer: &TokenizerBundle,
     started: u64,
 ) -> Result<loratune_data::Dataset> {
     let sources = |names: &[String]| -> Result<Vec<DatasetSource>> {
@@ -139,6 +139,7 @@ pub fn check_fits(
     train: &[loratune_data::Example],
     eval: &[loratune_data::Example],
     files: &ModelFiles,
+    tokenizer: &TokenizerBundle,
 ) -> Result<()> {
     let (context, vocabulary) = (files.config.spec.max_positions, files.config.spec.vocab_size);
     for example in train.iter().chain(eval) {
@@ -154,11 +155,7 @@ pub fn check_fits(
         if let Some(id) =
             example.input_ids.iter().copied().chain(labels).find(|&id| id as usize >= vocabulary)
         {
-            return Err(Error::Misfit(format!(
-                "{}: token id {id} is not in the model's vocabulary of {vocabulary} rows (vocab_size): the tokenizer or \
-                 the tokenised data belongs to another model",
-                example.source
-            )));
+            return Err(vocabulary::no_row(&example.source.to_string(), id, files, tokenizer));
         }
     }
     Ok(())

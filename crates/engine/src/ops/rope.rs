@@ -8,14 +8,15 @@ use crate::error::{Error, Result};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
 use crate::{Element, Real, Tensor, dispatch};
 
-/// Cosines and sines by position, shared by all layers.
+/// Cosines and sines by row, shared by all layers. A row is a position, as a rule.
 #[derive(Debug)]
 pub struct RopeTable {
-    /// `[positions, rotary_dim / 2]` each, in f64.
-    cos: Vec<f64>,
-    sin: Vec<f64>,
+    /// `[rows, rotary_dim / 2]` each. In f32 like transformers', so that a table of 131,072 positions of heads of 128 takes
+    /// 67 MB.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
     half: usize,
-    positions: usize,
+    rows: usize,
 }
 
 impl RopeTable {
@@ -25,10 +26,27 @@ impl RopeTable {
     /// The angle is rounded to f32 like transformers', so that long positions agree with it.
     pub fn new(inverse_frequencies: &[f32], positions: usize, scale: f64) -> RopeTable {
         let half = inverse_frequencies.len();
-        let angles =
-            (0..positions).flat_map(|p| inverse_frequencies.iter().map(move |&f| (p as f32 * f) as f64));
-        let (cos, sin) = angles.map(|a| (a.cos() * scale, a.sin() * scale)).unzip();
-        RopeTable { cos, sin, half, positions }
+        RopeTable::of_angles(positions, half, scale, |p, i| p as f32 * inverse_frequencies[i])
+    }
+
+    /// From the angle of each row and pair, for rows of different frequencies; scaled as in [`RopeTable::new`].
+    pub fn of_angles(
+        rows: usize,
+        half: usize,
+        scale: f64,
+        angle: impl Fn(usize, usize) -> f32 + Sync,
+    ) -> RopeTable {
+        let (mut cos, mut sin) = (vec![0.0; rows * half], vec![0.0; rows * half]);
+        if half > 0 {
+            let lines = cos.par_chunks_mut(half).zip(sin.par_chunks_mut(half)).enumerate().with_min_len(64);
+            lines.for_each(|(row, (cos, sin))| {
+                for (i, (cos, sin)) in cos.iter_mut().zip(sin).enumerate() {
+                    let (s, c) = (angle(row, i) as f64).sin_cos();
+                    (*cos, *sin) = ((c * scale) as f32, (s * scale) as f32);
+                }
+            });
+        }
+        RopeTable { cos, sin, half, rows }
     }
 
     /// θ^(-2i/d) for i in 0..d/2 (Su et al., arXiv 2104.09864).
@@ -36,8 +54,9 @@ impl RopeTable {
         (0..rotary_dim / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / rotary_dim as f32)).collect()
     }
 
+    /// Rows: positions from 0, if it was made by [`RopeTable::new`].
     pub fn positions(&self) -> usize {
-        self.positions
+        self.rows
     }
 }
 
@@ -76,7 +95,7 @@ fn rotate<E: Element>(
         let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
         for (to, from) in to.chunks_exact_mut(head_dim).zip(from.chunks_exact(head_dim)) {
             for i in 0..half {
-                let (c, s) = (E::Acc::of(cos[i]), E::Acc::of(sin[i] * direction));
+                let (c, s) = (E::Acc::of(cos[i] as f64), E::Acc::of(sin[i] as f64 * direction));
                 let (a, b) = (from[i].to_acc(), from[half + i].to_acc());
                 to[i] = E::from_acc(a * c - b * s);
                 to[half + i] = E::from_acc(b * c + a * s);
@@ -93,7 +112,7 @@ fn rotate<E: Element>(
 /// multiplied by it, the others not.
 ///
 /// A rotation's transpose is the rotation back, so dx is dy turned by the negative angle (and scaled alike). Nothing is
-/// saved. A layer without rotation has no rope: its caller leaves the op out.
+/// saved. A layer without rotation has no rope: its caller leaves the op out. `positions` are rows of the table.
 ///
 /// # Errors
 /// If a position lies beyond the table.
@@ -115,8 +134,8 @@ pub fn rope(
             got: format!("{:?}", value.shape()),
         });
     }
-    if let Some(&p) = positions.iter().find(|&&p| p as usize >= table.positions) {
-        return Err(Error::Index { op: "rope", what: "positions", index: p as usize, size: table.positions });
+    if let Some(&p) = positions.iter().find(|&&p| p as usize >= table.rows) {
+        return Err(Error::Index { op: "rope", what: "positions", index: p as usize, size: table.rows });
     }
     let y = dispatch!(value.dtype(), E => rotate::<E>(value, table, positions, head_dim, 1.0)?);
     Ok(tape.record(y, x.needs_grad(), || RopeBackward {

@@ -23,14 +23,18 @@ pub fn run(args: &CombineArgs, global: &Global) -> Result<()> {
     }
     let sources: Vec<&Path> = given.iter().map(|(p, _)| p.as_path()).collect();
     folder::check(&args.output, Kind::Adapter, args.overwrite, &sources)?;
-    let adapters =
-        given.iter().map(|(path, weight)| Ok((read_adapter(path)?, *weight))).collect::<Result<Vec<_>>>()?;
+    let adapters = given
+        .iter()
+        .map(|(path, weight)| Ok((read_adapter(path)?.saved, *weight)))
+        .collect::<Result<Vec<_>>>()?;
+    let tokenizer = folder::common_tokenizer(&sources)?;
     let result = combine::combine(&adapters, &options).map_err(|e| match e {
         combine::Error::Option { option, what } => Usage(format!("--{} {what}", flag(option))).into(),
         other => anyhow::Error::from(other),
     })?;
     replace_dir_atomically(&args.output, |dir| -> Result<(), Failure> {
-        Ok(folder::write_adapter(dir, &result)?)
+        folder::write_adapter(dir, &result)?;
+        folder::write_tokenizer(dir, tokenizer.as_ref())
     })
     .map_err(|f| f.0)?;
     let exact = options.combination == Combination::Cat || given.len() == 1;

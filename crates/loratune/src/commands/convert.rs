@@ -5,7 +5,7 @@ use loratune_model::adapter::combine::SavedAdapter;
 use loratune_model::adapter::convert::{self, AdapterFiles, Decomposition, Loss, is_plain};
 use loratune_model::files::atomic::replace_dir_atomically;
 use loratune_model::files::{FileDType, ModelFiles};
-use loratune_model::load;
+use loratune_model::{load, vocabulary};
 use serde_json::json;
 
 use super::folder::{self, Failure, INITIAL_ADAPTER, Kind, RESIDUAL_MODEL};
@@ -28,10 +28,13 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
     let sources = [Some(&args.adapter), args.model.as_ref(), args.initial.as_ref()];
     let sources: Vec<_> = sources.into_iter().flatten().map(|p| p.as_path()).collect();
     folder::check(&args.output, Kind::Adapter, args.overwrite, &sources)?;
-    let adapter = read_adapter(&args.adapter)?;
+    let adapter = read_adapter(&args.adapter)?.saved;
     check_use(args, &adapter)?;
-    let initial = args.initial.as_deref().map(read_adapter).transpose()?;
-    let files = args.model.as_deref().map(ModelFiles::open).transpose()?;
+    let initial = args.initial.as_deref().map(read_adapter).transpose()?.map(|a| a.saved);
+    let mut files = args.model.as_deref().map(ModelFiles::open).transpose()?;
+    let fitted =
+        files.as_ref().map(|f| vocabulary::fitted(f, &adapter.config, &adapter.tensors)).transpose()?;
+    files = fitted.flatten().or(files);
     let converted = match (&files, args.to) {
         (Some(files), ConvertTo::Raw) => to_raw(args, &adapter, files)?,
         _ => to_lora(args, adapter, initial.as_ref(), files.as_ref())?,
@@ -108,8 +111,10 @@ fn to_lora(
         how = "exactly, but for rounding: the model was decomposed again as before training";
     }
     let Some(made) = made else { anyhow::bail!("{}: nothing was converted", adapter.name) };
+    let tokenizer = folder::common_tokenizer(&[&args.adapter])?;
     replace_dir_atomically(&args.output, |dir| -> Result<(), Failure> {
-        Ok(folder::write_adapter(dir, &made)?)
+        folder::write_adapter(dir, &made)?;
+        folder::write_tokenizer(dir, tokenizer.as_ref())
     })
     .map_err(|f| f.0)?;
     Ok(Converted { rank: made.0.r, how: how.into(), loss, residual: None })
@@ -117,7 +122,8 @@ fn to_lora(
 
 fn to_raw(args: &ConvertArgs, adapter: &SavedAdapter, files: &ModelFiles) -> Result<Converted> {
     let dtype = args.dtype.map_or_else(|| load::file_dtype(files), FileDType::from);
-    let tokenizer = files.tokenizer()?;
+    let own = folder::common_tokenizer(&[&args.adapter])?;
+    let tokenizer = own.as_ref().map_or_else(|| files.tokenizer(), |own| Ok(own.clone()))?;
     let base = args.output.join(RESIDUAL_MODEL).display().to_string();
     let mut rank = 0;
     replace_dir_atomically(&args.output, |dir| -> Result<(), Failure> {
@@ -126,6 +132,7 @@ fn to_raw(args: &ConvertArgs, adapter: &SavedAdapter, files: &ModelFiles) -> Res
         let raw = convert::raw(&residual, adapter, files, &base, dtype)?;
         tokenizer.save(&residual)?;
         folder::write_adapter(dir, &raw.adapter)?;
+        folder::write_tokenizer(dir, own.as_ref())?;
         folder::write_adapter(&dir.join(INITIAL_ADAPTER), &raw.initial)?;
         rank = raw.adapter.0.r;
         Ok(())

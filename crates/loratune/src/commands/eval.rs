@@ -1,6 +1,7 @@
 //! `loratune eval`.
 
 use std::io::{self, IsTerminal};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -37,15 +38,18 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     for Named { name, adapter } in named {
         models.push((name, base.with(&adapter)?));
     }
-    let (examples, warnings) = examples(args, &base)?;
+    let (sets, of, warnings) = all_examples(args, &models)?;
     if !global.quiet {
         warnings.iter().for_each(|w| output::note(&format!("warning: {w}")));
     }
+    let examples = &sets[0];
     let clock = Instant::now();
     let bar = bar(global.quiet || args.json, examples.len());
     let rows = models
         .into_iter()
-        .map(|(name, model)| {
+        .zip(of)
+        .map(|((name, model), set)| {
+            let examples = &sets[set];
             bar.reset();
             let batches = examples.chunks(args.batch_size).map(|rows| {
                 bar.inc(rows.len() as u64);
@@ -54,7 +58,7 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
             let evaluation = evaluate(&model.decoder, &model.params, batches)?;
             let exact = if args.exact_match {
                 bar.reset();
-                Some(exact_match(&model, &examples, args.max_new_tokens, args.batch_size, |n| bar.inc(n))?)
+                Some(exact_match(&model, examples, args.max_new_tokens, args.batch_size, |n| bar.inc(n))?)
             } else {
                 None
             };
@@ -69,8 +73,34 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     }
 }
 
+/// Sets of examples, which of them each model reads, and what should be said about them.
+type Sets = (Vec<Vec<Example>>, Vec<usize>, Vec<String>);
+
+/// The rows as each model reads them: those with one tokenizer share one reading. There is at least one model.
+fn all_examples(args: &EvalArgs, models: &[(String, LoadedModel)]) -> Result<Sets> {
+    let (mut sets, mut of, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
+    for (i, (_, model)) in models.iter().enumerate() {
+        let same = models[..i].iter().position(|(_, m)| Arc::ptr_eq(&m.tokenizer, &model.tokenizer));
+        if let Some(first) = same {
+            of.push(of[first]);
+            continue;
+        }
+        let (examples, new) = examples(args, model)?;
+        warnings.extend(new.into_iter().filter(|w| !warnings.contains(w)).collect::<Vec<_>>());
+        of.push(sets.len());
+        sets.push(examples);
+    }
+    if sets.len() > 1 {
+        warnings.push(
+            "the adapters have tokenizers of their own, so their losses are over different tokens"
+                .to_string(),
+        );
+    }
+    Ok((sets, of, warnings))
+}
+
 /// The rows as examples, and what should be said about them.
-fn examples(args: &EvalArgs, model: &Base) -> Result<(Vec<Example>, Vec<String>)> {
+fn examples(args: &EvalArgs, model: &LoadedModel) -> Result<(Vec<Example>, Vec<String>)> {
     let source = |path| DatasetSource { max_samples: args.max_samples, ..DatasetSource::new(path) };
     let spec = DatasetSpec { train: args.dataset.iter().map(source).collect(), ..DatasetSpec::default() };
     let options = EncodeOptions {
@@ -79,7 +109,7 @@ fn examples(args: &EvalArgs, model: &Base) -> Result<(Vec<Example>, Vec<String>)
         ..EncodeOptions::default()
     };
     let data = load_examples(&spec, &*model.tokenizer, &options)?;
-    loratune_train::run::check_fits(&data.train, &[], &model.files)?;
+    loratune_train::run::check_fits(&data.train, &[], &model.files, &model.tokenizer)?;
     let mut warnings = data.report.warnings;
     let cut = data.report.train.truncated_rows;
     if cut > 0 {

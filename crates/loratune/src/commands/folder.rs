@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use loratune_engine::DType;
 use loratune_model::adapter::convert::AdapterFiles;
 use loratune_model::files::{FileDType, peft};
-use loratune_model::load;
+use loratune_model::{load, vocabulary};
+use loratune_tokenizer::TokenizerBundle;
 
 use crate::output::Usage;
 
@@ -17,17 +18,12 @@ pub enum Kind {
     Adapter,
 }
 
-/// The files of a model, besides its shards.
-const MODEL: &[&str] = &[
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-];
+/// The files of a model, besides its shards and its tokenizer.
+const MODEL: &[&str] =
+    &["config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"];
+/// The files of a tokenizer.
+const TOKENIZER: &[&str] =
+    &["chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"];
 /// The folder of a tokenizer's further chat templates.
 const TEMPLATES: &str = "additional_chat_templates";
 /// The files of an adapter.
@@ -94,13 +90,14 @@ pub fn real(path: &Path) -> PathBuf {
 fn foreign(folder: &Path, kind: Kind) -> Result<Option<String>> {
     for (name, is_dir) in entries(folder)? {
         let inside = match (kind, is_dir, name.as_str()) {
-            (Kind::Model, true, TEMPLATES) => {
+            (_, true, TEMPLATES) => {
                 let jinja = |(file, is_dir): &(String, bool)| !is_dir && file.ends_with(".jinja");
                 entries(&folder.join(TEMPLATES))?.into_iter().find(|e| !jinja(e)).map(|e| e.0)
             }
             (Kind::Adapter, true, RESIDUAL_MODEL) => foreign(&folder.join(&name), Kind::Model)?,
             (Kind::Adapter, true, INITIAL_ADAPTER) => foreign(&folder.join(&name), Kind::Adapter)?,
             (Kind::Model, false, file) if MODEL.contains(&file) || is_shard(file) => None,
+            (_, false, file) if TOKENIZER.contains(&file) => None,
             (Kind::Adapter, false, file) if ADAPTER.contains(&file) => None,
             _ => return Ok(Some(name)),
         };
@@ -144,4 +141,29 @@ pub fn write_adapter(dir: &Path, (config, tensors): &AdapterFiles) -> Result<()>
         .map(|((name, t), b)| (name.as_str(), dtype(t.dtype()), t.shape(), b.as_slice()))
         .collect();
     Ok(peft::write_adapter(dir, config, &views)?)
+}
+
+/// The tokenizer that the folders of adapters hold, if any does and all agree: what is made of the adapters belongs with it.
+///
+/// # Errors
+/// If one cannot be read.
+pub fn common_tokenizer(adapters: &[&Path]) -> Result<Option<TokenizerBundle>> {
+    let mut common: Option<TokenizerBundle> = None;
+    for folder in adapters {
+        match (vocabulary::tokenizer_beside(folder)?, &common) {
+            (None, _) => {}
+            (Some(own), None) => common = Some(own),
+            (Some(own), Some(first)) if own.is_same(first)? => {}
+            _ => return Ok(None),
+        }
+    }
+    Ok(common)
+}
+
+/// Writes an adapter's tokenizer into its folder, if it has one of its own.
+///
+/// # Errors
+/// What the disk refuses.
+pub fn write_tokenizer(dir: &Path, tokenizer: Option<&TokenizerBundle>) -> Result<(), Failure> {
+    Ok(tokenizer.map_or(Ok(()), |t| t.save(dir))?)
 }

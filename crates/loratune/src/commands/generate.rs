@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -63,11 +64,10 @@ pub fn run(args: &GenerateArgs, global: &Global) -> Result<()> {
     };
     let answerers = Answerers::open(args, &lines)?;
     let Some((_, model)) = answerers.models.first() else { anyhow::bail!("there is no model to answer") };
-    let texts = texts(args, model, &lines)?;
-    let ids = texts.iter().map(|t| model.encode(t)).collect::<Result<Vec<_>>>()?;
+    let prompts = Prompts::of(args, &answerers, &lines)?;
     let max = model.decoder.spec().max_positions;
     // Before the first part is answered.
-    if let Some(length) = ids.iter().map(Vec::len).max().filter(|&l| l > max) {
+    if let Some(length) = prompts.longest().filter(|&l| l > max) {
         return Err(loratune_model::Error::ContextLength { length, max }.into());
     }
     let asked: Vec<Vec<usize>> = lines.iter().map(|l| answerers.of(l)).collect();
@@ -82,16 +82,17 @@ pub fn run(args: &GenerateArgs, global: &Global) -> Result<()> {
                 output::line(format!("[1] {name}"))?;
             }
             let mut printer = Printer::new(&model.tokenizer, &sampling.stop);
-            let answers = generate(&model.decoder, &model.params, &ids, &sampling, |_, t| printer.token(t))?;
+            let ids = prompts.ids(only[0]);
+            let answers = generate(&model.decoder, &model.params, ids, &sampling, |_, t| printer.token(t))?;
             printer.finish()?;
             output::line("")?;
             tokens = answers.iter().map(|a| a.tokens.len()).sum();
         }
         _ => {
-            for start in (0..ids.len()).step_by(args.batch_size) {
-                let part = start..ids.len().min(start + args.batch_size);
-                for (place, answer) in answer(&answerers, &asked, &ids, part, &sampling)? {
-                    print_answer(args, &answerers, place, first, &texts[place.0], &answer)?;
+            for start in (0..lines.len()).step_by(args.batch_size) {
+                let part = start..lines.len().min(start + args.batch_size);
+                for (place, answer) in answer(&answerers, &asked, &prompts, part, &sampling)? {
+                    print_answer(args, &answerers, place, first, prompts.text(place), &answer)?;
                     first = false;
                     tokens += answer.tokens.len();
                 }
@@ -104,6 +105,49 @@ pub fn run(args: &GenerateArgs, global: &Global) -> Result<()> {
         output::note(&format!("{tokens} tokens in {seconds:.2} s, {speed:.1} tokens/s"));
     }
     Ok(())
+}
+
+/// The prompts as the answerers read them: those with one tokenizer share one reading.
+struct Prompts {
+    /// Texts and ids, by tokenizer.
+    read: Vec<(Vec<String>, Vec<Vec<u32>>)>,
+    /// Which of them an answerer reads.
+    by: Vec<usize>,
+}
+
+impl Prompts {
+    fn of(args: &GenerateArgs, answerers: &Answerers, lines: &[Line]) -> Result<Prompts> {
+        let mut prompts = Prompts { read: Vec::new(), by: Vec::new() };
+        for (i, (_, model)) in answerers.models.iter().enumerate() {
+            let earlier = &answerers.models[..i];
+            let same = earlier.iter().position(|(_, m)| Arc::ptr_eq(&m.tokenizer, &model.tokenizer));
+            let read = match same {
+                Some(first) => prompts.by[first],
+                None => {
+                    let texts = texts(args, model, lines)?;
+                    let ids = texts.iter().map(|t| model.encode(t)).collect::<Result<Vec<_>>>()?;
+                    prompts.read.push((texts, ids));
+                    prompts.read.len() - 1
+                }
+            };
+            prompts.by.push(read);
+        }
+        Ok(prompts)
+    }
+
+    fn longest(&self) -> Option<usize> {
+        self.read.iter().flat_map(|(_, ids)| ids).map(Vec::len).max()
+    }
+
+    /// The prompts' ids for an answerer.
+    fn ids(&self, by: usize) -> &[Vec<u32>] {
+        &self.read[self.by[by]].1
+    }
+
+    /// A prompt's text, by its number and the answerer's.
+    fn text(&self, (prompt, by): (usize, usize)) -> &str {
+        &self.read[self.by[by]].0[prompt]
+    }
 }
 
 /// The prompts as the model reads them.
@@ -127,7 +171,7 @@ fn texts(args: &GenerateArgs, model: &LoadedModel, lines: &[Line]) -> Result<Vec
 fn answer(
     answerers: &Answerers,
     asked: &[Vec<usize>],
-    ids: &[Vec<u32>],
+    all: &Prompts,
     part: Range<usize>,
     sampling: &Sampling,
 ) -> Result<BTreeMap<(usize, usize), Generated>> {
@@ -137,7 +181,7 @@ fn answer(
         // Draws belong to the prompt's number, and a call numbers its prompts without gaps.
         let gap = |a: &usize, b: &usize| sampling.temperature == 0.0 || a + 1 == *b;
         for run in mine.chunk_by(gap) {
-            let prompts: Vec<Vec<u32>> = run.iter().map(|&p| ids[p].clone()).collect();
+            let prompts: Vec<Vec<u32>> = run.iter().map(|&p| all.ids(by)[p].clone()).collect();
             let sampling = Sampling { first: run[0], ..sampling.clone() };
             let answers = generate(&model.decoder, &model.params, &prompts, &sampling, |_, _| true)?;
             out.extend(run.iter().map(|&p| (p, by)).zip(answers));

@@ -25,7 +25,7 @@ pub fn run(args: &MergeArgs, global: &Global) -> Result<()> {
     folder::check(&args.output, Kind::Model, args.overwrite, &sources)?;
     let saved = args.model.adapter.as_deref().map(read_adapter).transpose()?;
     if let Some(path) = &args.norms {
-        if !saved.as_ref().is_some_and(|s| s.config.use_dora) {
+        if !saved.as_ref().is_some_and(|s| s.saved.config.use_dora) {
             let what = "--norms is for DoRA, which replaces the lengths of rows; this adapter is taken out without them";
             return Err(Usage(what.into()).into());
         }

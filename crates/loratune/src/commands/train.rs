@@ -13,6 +13,7 @@ use loratune_train::config::{Finetuning, Loaded, RunConfig, Value};
 use loratune_train::model::dtypes;
 use loratune_train::run::{Outcome, Prepared, peak_memory, prepare};
 use loratune_train::trainer::Ending;
+use loratune_train::vocabulary::Vocabulary;
 use serde::Serialize;
 use serde_json::json;
 
@@ -102,6 +103,7 @@ struct Plan {
     total_steps: u64,
     trainable_parameters: usize,
     parameters: usize,
+    vocabulary: Vocabulary,
     /// Bytes of all weights, frozen and trained.
     weight_bytes: u64,
     /// Bytes of the gradients and the optimiser's state.
@@ -121,6 +123,7 @@ impl Plan {
             total_steps: prepared.total_steps(),
             trainable_parameters: trained,
             parameters: all,
+            vocabulary: prepared.vocabulary.clone(),
             weight_bytes: (all.saturating_sub(trained) * stored + trained * 4) as u64,
             // A gradient and AdamW's two moments, in f32.
             training_bytes: trained as u64 * 12,
@@ -154,11 +157,34 @@ impl Plan {
         );
         let mut out =
             format!("{:<10} {steps}\n{:<10} {trained}\n{:<10} {memory}\n", "steps", "trained", "memory");
+        if let Some(line) = vocabulary_line(&self.vocabulary) {
+            out.push_str(&format!("{:<10} {line}\n", "vocabulary"));
+        }
+        for note in &self.vocabulary.notes {
+            out.push_str(&format!("{:<10} {note}\n", "note"));
+        }
         if let Some(path) = &self.resume_from {
             out.push_str(&format!("{:<10} from {path}\n", "goes on"));
         }
         out
     }
+}
+
+/// What a run does to its vocabulary, if it does something.
+fn vocabulary_line(v: &Vocabulary) -> Option<String> {
+    const SHOWN: usize = 8;
+    let mut parts = Vec::new();
+    if !v.added.is_empty() {
+        let named: Vec<String> =
+            v.added.iter().take(SHOWN).map(|t| format!("{} ({})", t.token, t.id)).collect();
+        let more = if v.added.len() > SHOWN { ", …" } else { "" };
+        parts.push(format!("{} added: {}{more}", thousands(v.added.len() as u64), named.join(", ")));
+    }
+    if let Some(old) = v.resized_from {
+        let [old, new] = [old, v.rows].map(|n| thousands(n as u64));
+        parts.push(format!("embedding and head resized from {old} to {new} rows"));
+    }
+    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 /// What is shown before the first step.

@@ -19,7 +19,8 @@ pub fn run(args: &UnmergeArgs, global: &Global) -> Result<()> {
     let sources = [Some(&args.model), Some(&args.adapter), args.norms.as_ref()];
     let sources: Vec<_> = sources.into_iter().flatten().map(|p| p.as_path()).collect();
     folder::check(&args.output, Kind::Model, args.overwrite, &sources)?;
-    let saved = read_adapter(&args.adapter)?;
+    let adapter = read_adapter(&args.adapter)?;
+    let saved = &adapter.saved;
     match (saved.config.use_dora, &args.norms) {
         (true, None) => {
             let what = "merging DoRA replaced the lengths of rows: name the file that `loratune merge --norms` wrote";
@@ -39,7 +40,7 @@ pub fn run(args: &UnmergeArgs, global: &Global) -> Result<()> {
     );
     let lengths = args.norms.as_deref().map(norms::read).transpose()?.unwrap_or_default();
     let base = Base::open(&args.model, if args.verify { DType::F32 } else { DType::BF16 })?;
-    let (merged, model) = (base.alone(), base.with(&saved)?);
+    let (merged, model) = (base.alone(), base.with(&adapter)?);
     let Some(attached) = &model.attached else { anyhow::bail!("{}: nothing to take out", saved.name) };
     let dtype = args.dtype.map_or_else(|| load::file_dtype(&model.files), FileDType::from);
     let sequences = verify::sequences(&model.files.config);
@@ -48,7 +49,7 @@ pub fn run(args: &UnmergeArgs, global: &Global) -> Result<()> {
     let mut difference = None;
     replace_dir_atomically(&args.output, |dir| -> Result<(), Failure> {
         adapter::unmerge(dir, &model.files, &model.decoder, &model.params, attached, &lengths, dtype)?;
-        model.tokenizer.save(dir)?;
+        merged.tokenizer.save(dir)?;
         if let Some(before) = &before {
             difference = Some(verify::verify(dir, Some(&args.adapter), before, &sequences)?);
         }

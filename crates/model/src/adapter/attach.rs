@@ -36,7 +36,7 @@ pub struct Attached {
     /// The first A and B, which were taken out of the base weight, by module path.
     pub(super) taken: BTreeMap<String, [Tensor; 2]>,
     /// Base weights that the adapter's files bring along, by tensor name.
-    pub(super) replaced: BTreeMap<String, Tensor>,
+    pub(crate) replaced: BTreeMap<String, Tensor>,
 }
 
 /// One site's tensors.
@@ -142,7 +142,7 @@ fn portions(sites: &[Site]) -> Vec<&[Site]> {
 }
 
 /// The tensor of the files that a module's weight is in: a head that shares the embedding's has none of its own.
-pub(super) fn stored_name(tensor: &str, tied: bool) -> String {
+pub(crate) fn stored_name(tensor: &str, tied: bool) -> String {
     let head = tied && tensor.strip_suffix(".weight") == Some(HEAD);
     if head { format!("{EMBEDDING}.weight") } else { tensor.to_string() }
 }

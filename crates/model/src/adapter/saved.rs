@@ -13,7 +13,7 @@ use crate::files::peft::AdapterConfig;
 use crate::spec::{EMBEDDING, HEAD, MatrixKind};
 
 /// What PEFT puts before a module path in its files.
-pub(super) const PREFIX: &str = "base_model.model.";
+pub(crate) const PREFIX: &str = "base_model.model.";
 
 type Tensors = BTreeMap<String, RawTensor<'static>>;
 

@@ -1,11 +1,9 @@
 //! A block's forward pass: attention and the gated feed-forward layer around the residual stream.
 
-use std::sync::Arc;
-
-use loratune_engine::ops::{self, KvCache, RopeTable};
+use loratune_engine::ops::{self, KvCache};
 use loratune_engine::{Tape, Var};
 
-use super::{Block, Decoder, Matrix, Norm};
+use super::{Block, Decoder, Matrix, Norm, Rotation};
 use crate::batch::Batch;
 use crate::error::Result;
 
@@ -24,11 +22,11 @@ impl Pass<'_, '_> {
         &mut self,
         block: &Block,
         x: Var,
-        rope: Option<&Arc<RopeTable>>,
+        rotation: Option<&Rotation>,
         caches: Option<Vec<&mut KvCache>>,
     ) -> Result<Var> {
         let normed = self.norm(block.attention_norm.as_ref(), &x)?;
-        let attended = self.attention(block, &normed, rope, caches)?;
+        let attended = self.attention(block, &normed, rotation, caches)?;
         drop(normed);
         let out = self.project(&block.attention_output, &attended)?;
         drop(attended);
@@ -49,7 +47,7 @@ impl Pass<'_, '_> {
         &mut self,
         block: &Block,
         x: &Var,
-        rope: Option<&Arc<RopeTable>>,
+        rotation: Option<&Rotation>,
         caches: Option<Vec<&mut KvCache>>,
     ) -> Result<Var> {
         let (spec, config) = (&self.decoder.spec, self.decoder.attention_config(&block.spec));
@@ -58,10 +56,9 @@ impl Pass<'_, '_> {
         if let Some([q_norm, k_norm]) = &block.qk_norms {
             (q, k) = (self.norm(Some(q_norm), &q)?, self.norm(Some(k_norm), &k)?);
         }
-        if let Some(rope) = rope {
-            let positions = &self.batch.positions;
-            q = ops::rope(self.tape, &q, rope, positions, spec.head_dim)?;
-            k = ops::rope(self.tape, &k, rope, positions, spec.head_dim)?;
+        if let Some(Rotation { table, rows }) = rotation {
+            q = ops::rope(self.tape, &q, table, rows, spec.head_dim)?;
+            k = ops::rope(self.tape, &k, table, rows, spec.head_dim)?;
         }
         let documents = &self.batch.documents;
         Ok(match caches {

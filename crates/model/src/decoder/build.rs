@@ -1,13 +1,12 @@
 //! Building a decoder from weights that are read, or drawn at random.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 
 use loratune_engine::rng::Key;
 use loratune_engine::{DType, FrozenWeight, Params, Tensor, Weight};
 use rayon::prelude::*;
 
-use super::{Block, Decoder, Matrix, Norm, Part};
+use super::{Block, Decoder, Matrix, Norm, Part, Tables};
 use crate::error::{Error, Result};
 use crate::spec::{DecoderSpec, EMBEDDING, HEAD, LinearShape, MatrixKind};
 
@@ -206,6 +205,23 @@ impl Decoder {
         Ok(decoder)
     }
 
+    /// A decoder on the same frozen weights but for embedding and head, which `source` gives with `rows` rows. For decoders
+    /// of which nothing is trained or adapted.
+    ///
+    /// # Errors
+    /// Whatever the source says of a tensor.
+    pub fn with_vocabulary(&self, rows: usize, source: &dyn WeightSource) -> Result<Decoder> {
+        let mut decoder = self.clone();
+        let (storage, shape) = (self.storage(), [rows, self.spec.hidden_size]);
+        let table = |path: &str| source.tensor(&format!("{path}.weight"), &shape, storage).map(Weight::dense);
+        decoder.embedding.weight = table(EMBEDDING)?;
+        decoder.head.weight =
+            if self.spec.tied_head { decoder.embedding.weight.clone() } else { table(HEAD)? };
+        (decoder.embedding.shape, decoder.head.shape) = (shape, shape);
+        decoder.spec.vocab_size = rows;
+        Ok(decoder)
+    }
+
     /// Builds the decoder. The weights that are trained become parameters, in the activations' compute type.
     ///
     /// # Errors
@@ -234,7 +250,7 @@ impl Decoder {
             head: b.head(spec, &embedding)?,
             embedding,
             neftune: None,
-            ropes: Mutex::new(vec![None; spec.ropes.len()]),
+            ropes: Tables::default(),
             spec: spec.clone(),
             dtype: dtypes.activations,
         })

@@ -3,20 +3,19 @@
 mod block;
 mod build;
 mod cache;
+mod rotation;
 
-use std::sync::{Arc, Mutex};
-
-use loratune_engine::ops::{self, AttentionConfig, Lora, LossOutput, RmsNorm, RopeTable, RowNorm};
+use loratune_engine::ops::{self, AttentionConfig, Lora, LossOutput, RmsNorm, RowNorm};
 use loratune_engine::{DType, FrozenWeight, Mode, Params, Tape, Tensor, Var, Weight};
 
 use block::Pass;
 pub use build::{Dtypes, RandomWeights, Trained, WeightSource};
 pub use cache::Sequences;
+use rotation::{Rotation, Tables};
 
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::neftune::Neftune;
-use crate::rope::RopeSpec;
 use crate::spec::{DecoderSpec, LayerSpec, MatrixKind};
 
 /// A weight matrix at a module path such as `model.layers.0.self_attn.q_proj`: what an adapter can be put on.
@@ -107,7 +106,7 @@ impl Block {
 
 /// A causal language model. Its trainable weights live in the [`Params`] that it was built with. A clone shares the frozen
 /// weights, so that several adapters can stand on one base.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Decoder {
     spec: DecoderSpec,
     /// Type of the activations.
@@ -119,27 +118,8 @@ pub struct Decoder {
     head: Matrix,
     /// Noise on the embeddings in training passes.
     neftune: Option<Neftune>,
-    /// By rotary embedding, when one was needed.
-    ropes: Mutex<Vec<Option<CachedTable>>>,
+    ropes: Tables,
 }
-
-impl Clone for Decoder {
-    fn clone(&self) -> Decoder {
-        Decoder {
-            spec: self.spec.clone(),
-            dtype: self.dtype,
-            embedding: self.embedding.clone(),
-            blocks: self.blocks.clone(),
-            norm: self.norm.clone(),
-            head: self.head.clone(),
-            neftune: self.neftune,
-            ropes: Mutex::new(self.ropes.lock().unwrap_or_else(|e| e.into_inner()).clone()),
-        }
-    }
-}
-
-/// A table, and which frequencies it is of ([`RopeSpec::regime`]).
-type CachedTable = (usize, Arc<RopeTable>);
 
 /// Called with the name and value of every stage of a forward pass; for finding where a value went wrong.
 type Probe<'a> = &'a mut dyn FnMut(&str, &Tensor);
@@ -176,28 +156,16 @@ impl Decoder {
         }
     }
 
-    /// The rotation tables for a pass whose longest sequence has `longest` tokens, made anew when a longer one comes or
-    /// one of other frequencies.
-    fn rope_tables(&self, longest: usize) -> Result<Vec<Arc<RopeTable>>> {
-        let max = self.spec.max_positions;
+    /// What turns a pass's tokens, by rotary embedding.
+    fn rotations(&self, batch: &Batch, sequences: Option<&Sequences>) -> Result<Vec<Rotation>> {
+        let (longest, max) =
+            (batch.positions.iter().max().map_or(0, |&p| p as usize + 1), self.spec.max_positions);
         if longest > max {
             return Err(Error::ContextLength { length: longest, max });
         }
-        let mut cached = self.ropes.lock().unwrap_or_else(|e| e.into_inner());
-        let table = |(rope, cached): (&RopeSpec, &mut Option<CachedTable>)| {
-            let regime = rope.regime(longest);
-            match cached {
-                Some((known, table)) if *known == regime && table.positions() >= longest => table.clone(),
-                _ => {
-                    let positions = longest.next_power_of_two().max(512).min(max);
-                    let (frequencies, scale) = rope.frequencies(longest);
-                    let table = Arc::new(RopeTable::new(&frequencies, positions, scale));
-                    *cached = Some((regime, table.clone()));
-                    table
-                }
-            }
-        };
-        Ok(self.spec.ropes.iter().zip(cached.iter_mut()).map(table).collect())
+        let lengths = sequences.map(Sequences::active_lengths);
+        let ropes = self.spec.ropes.iter().enumerate();
+        Ok(ropes.map(|(i, rope)| self.ropes.rotation(i, rope, batch, lengths.as_deref(), max)).collect())
     }
 
     /// Every weight matrix in the order of the forward pass, the embedding first and the head last.
@@ -247,8 +215,7 @@ impl Decoder {
         mut sequences: Option<&mut Sequences>,
         mut probe: Option<Probe<'_>>,
     ) -> Result<Var> {
-        let longest = batch.positions.iter().max().map_or(0, |&p| p as usize + 1);
-        let ropes = self.rope_tables(longest)?;
+        let rotations = self.rotations(batch, sequences.as_deref())?;
         let mut see = |name: &str, v: &Var| {
             if let Some(p) = probe.as_mut() {
                 p(name, v.value());
@@ -264,9 +231,12 @@ impl Decoder {
         see("model.embed_tokens", &x);
         for (i, block) in self.blocks.iter().enumerate() {
             let caches = sequences.as_deref_mut().map(|s| s.layer(i));
-            let rope = block.spec.rope.map(|r| &ropes[r]);
+            let rotation = block.spec.rope.map(|r| &rotations[r]);
             let mut pass = Pass { decoder: self, tape, batch, see: &mut see };
-            x = pass.block(block, x, rope, caches)?;
+            x = pass.block(block, x, rotation, caches)?;
+            if let Some(sequences) = &mut sequences {
+                sequences.taken(i);
+            }
         }
         let y = ops::rms_norm(tape, &x, &self.norm.weight, self.norm_config())?;
         see(&self.norm.path, &y);

@@ -5,7 +5,7 @@ use loratune_engine::ops::Activation;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Defaults, Family, activation, llama_like, no_windows, rope, set_windows, sliding_window, softcap,
+    Defaults, Family, activation, llama_like, most, no_windows, rope, set_windows, sliding_window, softcap,
 };
 use crate::files::gguf::{Gguf, Metadata};
 use crate::files::{Fields, Result};
@@ -14,16 +14,19 @@ use crate::spec::{DecoderSpec, NormPlacement, QkNorm};
 pub(super) const GEMMA: Family = Family {
     class: "GemmaForCausalLM",
     model_type: "gemma",
-    fields: &["hidden_activation"],
+    fields: &["attention_bias", "hidden_activation", "use_bidirectional_attention"],
     describe: |fields| {
         let mut spec =
             gemma(fields, Defaults { max_position_embeddings: 8192, kv_heads: Some(16), ..defaults() })?;
         // The first configurations said `gelu` and were trained with its approximation; so transformers takes it.
-        spec.activation = match (fields.text("hidden_activation")?, fields.text("hidden_act")?) {
-            (Some(_), _) => activation(fields, "hidden_activation", Activation::GeluTanh)?,
-            (None, Some("gelu")) => Activation::GeluTanh,
-            (None, _) => activation(fields, "hidden_act", Activation::GeluTanh)?,
+        spec.activation = match fields.text("hidden_act")? {
+            Some("gelu") => Activation::GeluTanh,
+            _ => activation(fields, "hidden_act", Activation::GeluTanh)?,
         };
+        if activation(fields, "hidden_activation", spec.activation)? != spec.activation {
+            let detail = "is not what hidden_act says, which alone is read";
+            return Err(fields.wrong("hidden_activation", detail));
+        }
         no_windows(&mut spec, fields)?;
         Ok(spec)
     },
@@ -34,6 +37,7 @@ pub(super) const GEMMA2: Family = Family {
     class: "Gemma2ForCausalLM",
     model_type: "gemma2",
     fields: &[
+        "attention_bias",
         "attn_logit_softcapping",
         "cache_implementation",
         "final_logit_softcapping",
@@ -81,7 +85,7 @@ pub(super) const GEMMA3: Family = Family {
     class: "Gemma3ForCausalLM",
     model_type: "gemma3_text",
     fields: &[
-        "_sliding_window_pattern",
+        "attention_bias",
         "attn_logit_softcapping",
         "cache_implementation",
         "final_logit_softcapping",
@@ -93,7 +97,7 @@ pub(super) const GEMMA3: Family = Family {
         "use_bidirectional_attention",
     ],
     describe: |fields| {
-        let defaults = Defaults { max_position_embeddings: 131_072, rope_theta: 1_000_000.0, ..defaults() };
+        let defaults = Defaults { max_position_embeddings: 131_072, ropes: rope::by_kind, ..defaults() };
         let mut spec = gemma_with_windows(fields, defaults)?;
         spec.qk_norm = QkNorm::Heads;
         // transformers' Gemma 3 has the field and does not use it.
@@ -104,13 +108,10 @@ pub(super) const GEMMA3: Family = Family {
         }
         spec.logits.softcap = softcap(fields, "final_logit_softcapping", None)?;
         let window = sliding_window(fields, Some(4096))?;
-        let pattern = match fields.count("sliding_window_pattern")? {
-            Some(n) => n,
-            None => fields.count("_sliding_window_pattern")?.unwrap_or(6),
-        };
-        set_windows(&mut spec, fields, window, |layer| pattern == 0 || (layer + 1) % pattern != 0)?;
+        // `_sliding_window_pattern` is what transformers 5 notes of it beside `layer_types`, and does not read.
+        let pattern = fields.optional_size("sliding_window_pattern", most::LAYERS)?.unwrap_or(6);
+        set_windows(&mut spec, fields, window, |layer| (layer + 1) % pattern != 0)?;
         // Layers with a window have a rotary embedding of their own.
-        spec.ropes.push(rope::local(fields, spec.head_dim, 10_000.0)?);
         spec.layers.iter_mut().filter(|l| l.window.is_some()).for_each(|l| l.rope = Some(1));
         Ok(spec)
     },
@@ -135,6 +136,7 @@ pub(super) const GEMMA3: Family = Family {
                     "sliding_attention": {"rope_theta": local, "rope_type": "default"},
                 }),
             );
+            config.insert("rope_local_base_freq".into(), json!(local));
             let window = metadata.whole("attention.sliding_window")?.filter(|&n| n > 0);
             config.insert("sliding_window".into(), json!(window));
             if let Some(pattern) = metadata.whole("attention.sliding_window_pattern")? {
@@ -166,10 +168,21 @@ fn attention_scale(metadata: &Metadata<'_>, config: &mut Map<String, Value>, lar
 }
 
 fn defaults() -> Defaults {
-    Defaults { tie_word_embeddings: true, head_dim: Some(256), kv_heads: Some(4), ..Defaults::default() }
+    Defaults {
+        tie_word_embeddings: true,
+        head_dim: Some(256),
+        kv_heads: Some(4),
+        pad: Some(0),
+        ..Defaults::default()
+    }
 }
 
 fn gemma(fields: &Fields<'_>, defaults: Defaults) -> Result<DecoderSpec> {
+    if fields.flag_or("use_bidirectional_attention", false)? {
+        return Err(
+            fields.wrong("use_bidirectional_attention", "is true; only causal attention is implemented")
+        );
+    }
     let mut spec = llama_like(fields, &defaults)?;
     spec.norm.offset = 1.0;
     spec.embedding_scale = (spec.hidden_size as f64).sqrt();
@@ -177,11 +190,6 @@ fn gemma(fields: &Fields<'_>, defaults: Defaults) -> Result<DecoderSpec> {
 }
 
 fn gemma_with_windows(fields: &Fields<'_>, defaults: Defaults) -> Result<DecoderSpec> {
-    if fields.flag_or("use_bidirectional_attention", false)? {
-        return Err(
-            fields.wrong("use_bidirectional_attention", "is true; only causal attention is implemented")
-        );
-    }
     let mut spec = gemma(fields, defaults)?;
     spec.norms = NormPlacement::Around;
     spec.activation = activation(fields, "hidden_activation", Activation::GeluTanh)?;

@@ -5,7 +5,14 @@ use super::{Defaults, Family, llama_like, no_windows};
 pub(super) const GRANITE: Family = Family {
     class: "GraniteForCausalLM",
     model_type: "granite",
-    fields: &["attention_multiplier", "embedding_multiplier", "logits_scaling", "residual_multiplier"],
+    fields: &[
+        "attention_bias",
+        "attention_multiplier",
+        "embedding_multiplier",
+        "logits_scaling",
+        "mlp_bias",
+        "residual_multiplier",
+    ],
     describe: |fields| {
         let mut spec = llama_like(fields, &Defaults::default())?;
         spec.embedding_scale = fields.positive("embedding_multiplier", 1.0)?;

@@ -7,8 +7,8 @@ use super::{Defaults, Family, llama_like, no_windows};
 pub(super) const LLAMA: Family = Family {
     class: "LlamaForCausalLM",
     model_type: "llama",
-    // How it was trained; transformers no longer computes anything by it.
-    fields: &["pretraining_tp"],
+    // `pretraining_tp` says how it was trained; transformers no longer computes anything by it.
+    fields: &["attention_bias", "mlp_bias", "pretraining_tp"],
     describe: |fields| {
         let mut spec = llama_like(fields, &Defaults::default())?;
         no_windows(&mut spec, fields)?;

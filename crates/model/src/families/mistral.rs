@@ -1,6 +1,6 @@
 //! Mistral 7B v0.1 (a window in every layer) to v0.3, Nemo (heads wider than hidden/heads), Ministral.
 
-use super::{Defaults, Family, llama_like, set_windows, sliding_window};
+use super::{Defaults, Family, llama_like, one_window, sliding_window};
 
 pub(super) const MISTRAL: Family = Family {
     class: "MistralForCausalLM",
@@ -11,7 +11,7 @@ pub(super) const MISTRAL: Family = Family {
             Defaults { max_position_embeddings: 4096 * 32, kv_heads: Some(8), ..Defaults::default() };
         let mut spec = llama_like(fields, &defaults)?;
         let window = sliding_window(fields, Some(4096))?;
-        set_windows(&mut spec, fields, window, |_| true)?;
+        one_window(&mut spec, fields, window)?;
         Ok(spec)
     },
     // llama.cpp writes Mistral as Llama.

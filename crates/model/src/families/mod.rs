@@ -57,7 +57,6 @@ pub static FAMILIES: &[Family] = &[
 /// Fields that every family reads.
 pub(crate) const COMMON: &[&str] = &[
     "architectures",
-    "attention_bias",
     "bos_token_id",
     "dtype",
     "eos_token_id",
@@ -68,7 +67,6 @@ pub(crate) const COMMON: &[&str] = &[
     "intermediate_size",
     "layer_types",
     "max_position_embeddings",
-    "mlp_bias",
     "model_type",
     "num_attention_heads",
     "num_hidden_layers",
@@ -123,8 +121,12 @@ struct Defaults {
     kv_heads: Option<usize>,
     /// Context before it was stretched, where neither place says it.
     original_positions: Option<usize>,
-    /// Rotary embeddings may turn part of a head only.
-    partial_rope: bool,
+    /// Rotary embeddings as Phi-3 has them: they may turn part of a head only, and scale by longrope only.
+    phi_rope: bool,
+    /// The padding token.
+    pad: Option<u32>,
+    /// Reads the rotary embeddings and the context length.
+    ropes: rope::Reader,
 }
 
 impl Default for Defaults {
@@ -138,7 +140,9 @@ impl Default for Defaults {
             max_position_embeddings: 2048,
             kv_heads: None,
             original_positions: None,
-            partial_rope: false,
+            phi_rope: false,
+            pad: None,
+            ropes: rope::one,
         }
     }
 }
@@ -163,14 +167,11 @@ fn llama_like(fields: &Fields<'_>, defaults: &Defaults) -> Result<DecoderSpec> {
     let positions = fields
         .optional_size("max_position_embeddings", most::POSITIONS)?
         .unwrap_or(defaults.max_position_embeddings);
-    let (rope, max_positions) = rope::read(fields, head_dim, defaults, positions)?;
-    if rope.dim != head_dim && !defaults.partial_rope {
-        let detail = "turns part of a head only, which models of this family do not";
-        return Err(fields.wrong("partial_rotary_factor", detail));
-    }
+    let vocab_size = fields.size("vocab_size", most::VOCABULARY)?;
+    let (ropes, max_positions) = (defaults.ropes)(fields, head_dim, defaults, positions)?;
     let bias = fields.flag_or("attention_bias", false)?;
     let spec = DecoderSpec {
-        vocab_size: fields.size("vocab_size", most::VOCABULARY)?,
+        vocab_size,
         hidden_size,
         intermediate_size: fields.size("intermediate_size", most::INTERMEDIATE)?,
         num_heads,
@@ -182,7 +183,7 @@ fn llama_like(fields: &Fields<'_>, defaults: &Defaults) -> Result<DecoderSpec> {
         max_positions,
         tied_head: fields.flag_or("tie_word_embeddings", defaults.tie_word_embeddings)?,
         embedding_scale: 1.0,
-        padding: fields.ids("pad_token_id")?.first().copied(),
+        padding: padding(fields, defaults.pad, vocab_size)?,
         norm: NormSpec { eps: fields.positive("rms_norm_eps", defaults.rms_norm_eps)?, offset: 0.0 },
         norms: NormPlacement::Before,
         qk_norm: QkNorm::None,
@@ -197,12 +198,27 @@ fn llama_like(fields: &Fields<'_>, defaults: &Defaults) -> Result<DecoderSpec> {
         fused: false,
         residual_multiplier: 1.0,
         logits: Logits::default(),
-        ropes: vec![rope],
+        ropes,
         layers: vec![LayerSpec { window: None, rope: Some(0) }; layers],
         initializer_range: fields.positive("initializer_range", 0.02)?,
     };
     check_dimensions(&spec, fields)?;
     Ok(spec)
+}
+
+/// The padding token, whose embedding PyTorch does not train: the class's where the field is missing, none if it is null,
+/// counted from the vocabulary's end if it is negative. None, too, if there is no such row, where transformers fails.
+fn padding(fields: &Fields<'_>, default: Option<u32>, vocab_size: usize) -> Result<Option<u32>> {
+    let id = match fields.map.get("pad_token_id") {
+        None => default.map(i64::from),
+        Some(Value::Null) => None,
+        Some(value) => match value.as_array().and_then(|list| list.first()).unwrap_or(value).as_i64() {
+            Some(id) if id < 0 => id.checked_add(vocab_size as i64),
+            Some(id) => Some(id),
+            None => return Err(fields.wrong("pad_token_id", format!("is {value}, which is no token id"))),
+        },
+    };
+    Ok(id.and_then(|id| u32::try_from(id).ok()).filter(|&id| (id as usize) < vocab_size))
 }
 
 fn check_dimensions(spec: &DecoderSpec, fields: &Fields<'_>) -> Result<()> {
@@ -281,6 +297,18 @@ fn softcap(fields: &Fields<'_>, name: &str, default: Option<f64>) -> Result<Opti
         Some(Value::Null) => Ok(None),
         Some(_) => fields.positive(name, 1.0).map(Some),
     }
+}
+
+/// One window for all layers, for classes that do not read `layer_types`: a file that says anything else by them is another
+/// class's.
+fn one_window(spec: &mut DecoderSpec, fields: &Fields<'_>, window: Option<usize>) -> Result<()> {
+    set_windows(spec, fields, window, |_| true)?;
+    if spec.layers.iter().any(|layer| layer.window != window) {
+        let detail = "has layers without a window, which models of this class do not; transformers ignores the field here, \
+                      so the model is perhaps of another class (Ministral)";
+        return Err(fields.wrong("layer_types", detail));
+    }
+    Ok(())
 }
 
 /// Refuses `layer_types` other than full attention, for families without windows.

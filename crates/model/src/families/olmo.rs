@@ -6,9 +6,9 @@ use crate::spec::{NormPlacement, QkNorm};
 pub(super) const OLMO2: Family = Family {
     class: "Olmo2ForCausalLM",
     model_type: "olmo2",
-    fields: &[],
+    fields: &["attention_bias"],
     describe: |fields| {
-        let defaults = Defaults { rms_norm_eps: 1e-5, ..Defaults::default() };
+        let defaults = Defaults { rms_norm_eps: 1e-5, pad: Some(1), ..Defaults::default() };
         let mut spec = llama_like(fields, &defaults)?;
         spec.norms = NormPlacement::After;
         spec.qk_norm = QkNorm::Full;

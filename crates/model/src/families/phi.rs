@@ -1,8 +1,8 @@
 //! Microsoft's Phi-3, 3.5 and 4: fused projections, windows, rotary embeddings of part of a head, longrope.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Defaults, Family, llama_like, set_windows, sliding_window};
+use super::{Defaults, Family, llama_like, one_window, sliding_window};
 use crate::files::gguf::Gguf;
 
 pub(super) const PHI3: Family = Family {
@@ -16,18 +16,15 @@ pub(super) const PHI3: Family = Family {
         let defaults = Defaults {
             rms_norm_eps: 1e-5,
             max_position_embeddings: 4096,
-            partial_rope: true,
+            phi_rope: true,
+            pad: Some(32_000),
             original_positions: Some(4096),
             ..Defaults::default()
         };
         let mut spec = llama_like(fields, &defaults)?;
         spec.fused = true;
-        // The field is there and means nothing: no Phi-3 has biases.
-        spec.attention.qkv_bias = false;
-        spec.attention.output_bias = false;
-        spec.mlp_bias = false;
         let window = sliding_window(fields, None)?;
-        set_windows(&mut spec, fields, window, |_| true)?;
+        one_window(&mut spec, fields, window)?;
         Ok(spec)
     },
     gguf: Some(Gguf {
@@ -41,6 +38,13 @@ pub(super) const PHI3: Family = Family {
             // llama.cpp writes it for every Phi-3, stretched or not.
             if let Some(original) = metadata.whole("rope.scaling.original_context_length")? {
                 config.insert("original_max_position_embeddings".into(), json!(original));
+            }
+            // transformers 4's Phi-3 wants these three fields and no other.
+            if let Some(scaling) = config.get_mut("rope_scaling").and_then(Value::as_object_mut) {
+                scaling.remove("original_max_position_embeddings");
+                if let Some(kind) = scaling.remove("rope_type") {
+                    scaling.insert("type".into(), kind);
+                }
             }
             Ok(())
         },

@@ -5,7 +5,8 @@ use crate::files::gguf::Gguf;
 use crate::files::{Fields, Result};
 use crate::spec::{DecoderSpec, QkNorm};
 
-const FIELDS: &[&str] = &["sliding_window", "use_sliding_window", "max_window_layers"];
+/// Qwen 2 has its biases whatever `attention_bias` says.
+const FIELDS: &[&str] = &["attention_bias", "max_window_layers", "sliding_window", "use_sliding_window"];
 
 pub(super) const QWEN2: Family = Family {
     class: "Qwen2ForCausalLM",

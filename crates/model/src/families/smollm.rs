@@ -6,6 +6,8 @@ pub(super) const SMOLLM3: Family = Family {
     class: "SmolLM3ForCausalLM",
     model_type: "smollm3",
     fields: &[
+        "attention_bias",
+        "mlp_bias",
         "no_rope_layer_interval",
         "no_rope_layers",
         // A trace of how it was trained; nothing is computed by it.
@@ -19,6 +21,7 @@ pub(super) const SMOLLM3: Family = Family {
             max_position_embeddings: 32_768,
             tie_word_embeddings: true,
             kv_heads: Some(4),
+            pad: Some(128_004),
             ..Defaults::default()
         };
         let mut spec = llama_like(fields, &defaults)?;

@@ -21,7 +21,7 @@ pub struct ModelConfig {
     pub bos_token_ids: Vec<u32>,
     /// None, one or several.
     pub eos_token_ids: Vec<u32>,
-    /// Padding.
+    /// Padding, if the file names it; [`DecoderSpec::padding`] is what the class makes of it.
     pub pad_token_id: Option<u32>,
     /// The format that the weights were saved in (`dtype`, formerly `torch_dtype`).
     pub dtype: Option<FileDType>,
@@ -37,16 +37,23 @@ impl ModelConfig {
         let fields = Fields { map, path };
         let family = family(map, &fields)?;
         config_fields::refuse_unsupported(&fields, family)?;
+        let spec = (family.describe)(&fields)?;
         Ok(ModelConfig {
             family,
-            spec: (family.describe)(&fields)?,
             bos_token_ids: fields.ids("bos_token_id")?,
             eos_token_ids: fields.ids("eos_token_id")?,
-            pad_token_id: fields.ids("pad_token_id")?.first().copied(),
+            pad_token_id: map.get("pad_token_id").and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok()),
+            spec,
             dtype: dtype(&fields)?,
         })
     }
 }
+
+/// Gemma 3 from 4B up as it is released.
+const WITH_IMAGES: &str = "is `Gemma3ForConditionalGeneration`, a model of text and images, of which only the text model is \
+    supported; save that one by itself with transformers, and copy the tokenizer's files beside it: \
+    m = Gemma3ForConditionalGeneration.from_pretrained(FOLDER); t = Gemma3ForCausalLM(m.config.text_config); \
+    t.model, t.lm_head = m.model.language_model, m.lm_head; t.save_pretrained(NEW_FOLDER)";
 
 fn family(map: &Map<String, Value>, fields: &Fields<'_>) -> Result<&'static Family> {
     let named = map.get("architectures").and_then(Value::as_array).filter(|list| !list.is_empty());
@@ -61,6 +68,9 @@ fn family(map: &Map<String, Value>, fields: &Fields<'_>) -> Result<&'static Fami
         }
     };
     let Some(found) = found else {
+        if given == "Gemma3ForConditionalGeneration" || (class.is_none() && given == "gemma3") {
+            return Err(fields.wrong("architectures", WITH_IMAGES));
+        }
         let detail = match families::is_mixture_of_experts(given, fields) {
             true => format!("is `{given}`, a mixture of experts; loratune trains dense decoders only"),
             false => {

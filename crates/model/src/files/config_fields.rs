@@ -1,7 +1,7 @@
 //! Reading config.json's fields one by one, and the policy on the fields that aren't read.
 //!
 //! A field passes if it is read by its family, known to be harmless ([`HARMLESS`]), starts with `_`, or is "off" (null,
-//! false, 0, "", [] or {}). Every other field is refused by name: better a refusal than a model that computes something
+//! false, 0, "", [] or {}) and not one of those that are on by default ([`ON`]). Every other field is refused by name: better a refusal than a model that computes something
 //! else.
 
 use std::path::Path;
@@ -73,10 +73,18 @@ const HARMLESS: &[&str] = &[
 const REFUSED: &[(&str, &str)] = &[
     ("quantization_config", "says that the weights are quantised; use the unquantised model, or a GGUF file"),
     ("auto_map", "asks for a model of its own code, which is not run"),
+    ("attention_bias", NO_BIASES),
+    ("mlp_bias", NO_BIASES),
     ("attention_dropout", "asks for dropout of attention probabilities, which is not implemented"),
     ("sliding_window", "asks for sliding-window attention, which models of this family do not have"),
     ("rope_interleaved", "asks for interleaved rotary embeddings, which are not implemented"),
 ];
+
+const NO_BIASES: &str = "is true, but models of this class have no such biases: transformers ignores it and would leave the \
+                         weights of biases out; set it to false if the model has none";
+
+/// Fields that are on where they are missing: `false` changes the model.
+const ON: &[&str] = &["is_causal"];
 
 /// A configuration's fields, with the path for messages.
 pub(crate) struct Fields<'a> {
@@ -89,6 +97,16 @@ pub(crate) fn refuse_unsupported(fields: &Fields<'_>, family: &Family) -> Result
     for (name, value) in fields.map {
         let name = name.as_str();
         let read = COMMON.contains(&name) || family.fields.contains(&name);
+        if ON.contains(&name) {
+            match value {
+                Value::Bool(true) => continue,
+                _ => {
+                    return Err(
+                        fields.wrong(name, format!("is {value}; only causal attention is implemented"))
+                    );
+                }
+            }
+        }
         if read || HARMLESS.contains(&name) || name.starts_with('_') || is_off(value) {
             continue;
         }
@@ -110,6 +128,15 @@ pub(crate) fn refuse_unsupported(fields: &Fields<'_>, family: &Family) -> Result
 fn maps_to(auto_map: &Value, class: &str) -> bool {
     let named = auto_map.get("AutoModelForCausalLM").map(|name| name.as_str().unwrap_or_default());
     auto_map.is_object() && named.is_none_or(|name| name.rsplit('.').next() == Some(class))
+}
+
+/// A configuration without what names code of the model's own: where it is read no such code is run, and copies of the
+/// model do not bring it along.
+pub(crate) fn without_code(mut config: Value) -> Value {
+    if let Some(map) = config.as_object_mut() {
+        map.remove("auto_map");
+    }
+    config
 }
 
 fn is_off(value: &Value) -> bool {

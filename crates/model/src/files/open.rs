@@ -6,6 +6,7 @@ use std::sync::Arc;
 use loratune_tokenizer::TokenizerBundle;
 use serde_json::Value;
 
+use super::config_fields::without_code;
 use super::gguf::{GgufFile, GgufSource};
 use super::suggest::must_exist;
 use super::{Error, ModelConfig, RawTensor, Result, SafetensorsSource, TensorInfo, TensorSource};
@@ -16,12 +17,14 @@ pub struct ModelFiles {
     pub path: PathBuf,
     /// The description, checked.
     pub config: ModelConfig,
-    /// config.json as it is; for GGUF, what it would be.
+    /// config.json as it is, but for the names of code of its own; for GGUF, what it would be.
     pub raw_config: Value,
     /// generation_config.json, if there is one.
     pub generation_config: Option<Value>,
     /// The weights under their Hugging Face names.
-    pub tensors: Box<dyn TensorSource>,
+    pub tensors: Arc<dyn TensorSource>,
+    /// The rows of the vocabulary in the files, where the model has another number of them.
+    pub resized_from: Option<usize>,
     gguf: Option<Arc<GgufFile>>,
 }
 
@@ -67,7 +70,7 @@ impl ModelFiles {
     pub fn open_without_weights(path: &Path) -> Result<ModelFiles> {
         must_exist(path)?;
         if path.join("config.json").is_file() {
-            return Self::open_described(path, Box::new(NoWeights));
+            return Self::open_described(path, Arc::new(NoWeights));
         }
         Self::open(path)
     }
@@ -75,26 +78,58 @@ impl ModelFiles {
     fn open_folder(path: &Path) -> Result<ModelFiles> {
         // The configuration is checked first: what is wrong there explains what is wrong with the weights.
         ModelConfig::from_value(&read_json(&path.join("config.json"))?, &path.join("config.json"))?;
-        Self::open_described(path, Box::new(open_weights(path)?))
+        Self::open_described(path, Arc::new(open_weights(path)?))
     }
 
-    fn open_described(path: &Path, tensors: Box<dyn TensorSource>) -> Result<ModelFiles> {
+    fn open_described(path: &Path, tensors: Arc<dyn TensorSource>) -> Result<ModelFiles> {
         let config_path = path.join("config.json");
         let raw_config = read_json(&config_path)?;
         let config = ModelConfig::from_value(&raw_config, &config_path)?;
+        let raw_config = without_code(raw_config);
         let generation_path = path.join("generation_config.json");
         let generation_config =
             if generation_path.is_file() { Some(read_json(&generation_path)?) } else { None };
-        Ok(ModelFiles { path: path.to_owned(), config, raw_config, generation_config, tensors, gguf: None })
+        let path = path.to_owned();
+        Ok(ModelFiles {
+            path,
+            config,
+            raw_config,
+            generation_config,
+            tensors,
+            resized_from: None,
+            gguf: None,
+        })
     }
 
     fn open_gguf(path: &Path) -> Result<ModelFiles> {
         let file = Arc::new(GgufFile::open(path)?);
         let raw_config = file.hf_config()?;
         let config = ModelConfig::from_value(&raw_config, path)?;
-        let tensors = Box::new(GgufSource::new(Arc::clone(&file), &config)?);
+        let tensors = Arc::new(GgufSource::new(Arc::clone(&file), &config)?);
         let path = path.to_owned();
-        Ok(ModelFiles { path, config, raw_config, generation_config: None, tensors, gguf: Some(file) })
+        let (generation_config, resized_from, gguf) = (None, None, Some(file));
+        Ok(ModelFiles { path, config, raw_config, generation_config, tensors, resized_from, gguf })
+    }
+
+    /// The same model with another size of vocabulary, whose tensors `tensors` gives.
+    ///
+    /// # Errors
+    /// When so many rows are impossible.
+    pub(crate) fn with_vocabulary(&self, rows: usize, tensors: Arc<dyn TensorSource>) -> Result<ModelFiles> {
+        let mut raw_config = self.raw_config.clone();
+        if let Some(map) = raw_config.as_object_mut() {
+            map.insert("vocab_size".into(), rows.into());
+        }
+        let resized_from = Some(self.resized_from.unwrap_or(self.config.spec.vocab_size));
+        Ok(ModelFiles {
+            path: self.path.clone(),
+            config: ModelConfig::from_value(&raw_config, &self.path)?,
+            raw_config,
+            generation_config: self.generation_config.clone(),
+            tensors,
+            resized_from: resized_from.filter(|&old| old != rows),
+            gguf: self.gguf.clone(),
+        })
     }
 
     /// The model's tokenizer: from the folder's files, or rebuilt from the GGUF file's metadata.

@@ -81,6 +81,19 @@ choices! {
 }
 
 choices! {
+    /// How new rows of the vocabulary start (`init_special_tokens`).
+    NewTokens {
+        /// The mean of the old rows, and noise.
+        Noise = "noise_init",
+        /// The mean of the rows of the token's description.
+        Description = "desc_init",
+        /// That, and noise.
+        NoisyDescription = "desc_init_w_noise",
+    }
+    not_yet []
+}
+
+choices! {
     /// When to evaluate (`eval_strategy`).
     EvalStrategy {
         /// Never.

@@ -126,8 +126,6 @@ const NOT_YET_HF: &[&str] = &[
 ];
 
 const NOT_YET_LF: &[&str] = &[
-    "add_special_tokens",
-    "add_tokens",
     "buffer_size",
     "cache_dir",
     "compute_accuracy",
@@ -162,7 +160,6 @@ const NOT_YET_LF: &[&str] = &[
     "quantization_method",
     "quantization_type",
     "ref_model",
-    "resize_vocab",
     "reward_model",
     "rope_scaling",
     "shift_attn",

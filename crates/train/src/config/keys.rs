@@ -198,6 +198,20 @@ run_config! {
         train_from_scratch: bool = false, LlamaFactory;
         /// Storage of the frozen base weights: `auto` is bfloat16 with bf16, else float32.
         dtype: BaseDtype = BaseDtype::Auto, HuggingFace, alias "torch_dtype";
+        /// Ordinary tokens to add to the tokenizer, as a list or with commas. They take the embedding's free rows; where there
+        /// are none, resize_vocab is needed.
+        add_tokens: Vec<String> = Vec::new(), LlamaFactory;
+        /// Special tokens to add, which are found as they are written and left out of decoded answers; like add_tokens.
+        add_special_tokens: Vec<String> = Vec::new(), LlamaFactory, deprecated "new_special_tokens";
+        /// A YAML or JSON file of special tokens to add and what each means, such as `{"<think>": "start of a thought"}`; it
+        /// stands in the place of add_special_tokens.
+        new_special_tokens_config: Option<String> = None, LlamaFactory;
+        /// Give embedding and head rows for tokens that have none, up to the next multiple of 64; with `lora` both are then
+        /// trained whole unless modules_to_save says otherwise.
+        resize_vocab: bool = false, LlamaFactory;
+        /// How new rows start: `noise_init` (the mean of the old rows, and noise of 1/√hidden size), `desc_init` (the mean of the
+        /// description's tokens in new_special_tokens_config), `desc_init_w_noise` (that, and noise).
+        init_special_tokens: NewTokens = NewTokens::Noise, LlamaFactory;
     }
     "Method" {
         /// `sft`: rows of text are trained whole, prompts with responses on the response.

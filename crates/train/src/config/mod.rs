@@ -18,8 +18,8 @@ mod value;
 use std::collections::BTreeMap;
 
 pub use choices::{
-    BaseDtype, Device, EvalStrategy, Finetuning, Metric, NeftuneScale, Optimizer, Reporter, SaveStrategy,
-    Stage,
+    BaseDtype, Device, EvalStrategy, Finetuning, Metric, NeftuneScale, NewTokens, Optimizer, Reporter,
+    SaveStrategy, Stage,
 };
 pub use error::{ConfigError, Entry, Origin};
 pub use field::{Field, Iterations, Kwargs, Limit, Problem, Resume, Signed, Steps, Targets};

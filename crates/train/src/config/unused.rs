@@ -64,6 +64,14 @@ fn by_other_keys(c: &RunConfig) -> Unused {
     if c.neftune_noise_alpha.is_none_or(|a| a == 0.0) {
         unused.push((&["neftune_scale"], "neftune_noise_alpha is off"));
     }
+    if c.new_special_tokens_config.is_some() {
+        unused.push((&["add_special_tokens"], "new_special_tokens_config names the tokens"));
+    }
+    if !c.resize_vocab {
+        unused.push((&["init_special_tokens"], "resize_vocab is off, so there are no new rows"));
+    } else if c.train_from_scratch {
+        unused.push((&["init_special_tokens"], "train_from_scratch draws all rows"));
+    }
     if c.eval_strategy == EvalStrategy::Epoch {
         unused.push((&["eval_steps"], "eval_strategy is epoch"));
     }

@@ -4,7 +4,7 @@ use super::error::{ConfigError, Entry, Origin};
 use super::field::{Iterations, Limit, Resume, Steps, Targets};
 use super::keys::{KEYS, Key, RunConfig};
 use super::value::Value;
-use super::{BaseDtype, EvalStrategy, Finetuning, Loaded, SaveStrategy};
+use super::{BaseDtype, EvalStrategy, Finetuning, Loaded, NewTokens, SaveStrategy};
 use crate::schedule::{Schedule, ScheduleError};
 use loratune_model::adapter::Init;
 
@@ -28,6 +28,19 @@ impl RunConfig {
     /// Whether new adapters are made, by this configuration's description of them.
     pub(super) fn makes_adapters(&self) -> bool {
         self.finetuning_type == Finetuning::Lora && self.adapter_name_or_path.is_none()
+    }
+
+    /// With adapters, what resizing the vocabulary trains whole if nobody says what to train: embedding and head, those left
+    /// out that are adapted by name.
+    fn tables_of_resizing(&self) -> Option<Vec<String>> {
+        let asked = self.resize_vocab && self.makes_adapters() && self.modules_to_save.is_empty();
+        let adapted = |table: &str| match &self.lora_target {
+            Targets::Names(names) => names.iter().any(|n| n.rsplit('.').next() == Some(table)),
+            _ => false,
+        };
+        let tables = ["embed_tokens", "lm_head"].into_iter().filter(|t| !adapted(t));
+        let tables: Vec<String> = tables.map(str::to_string).collect();
+        (asked && !tables.is_empty()).then_some(tables)
     }
 
     /// Warm-up steps in a run of `total` steps, from `warmup_steps` or `warmup_ratio`; a share is rounded up.
@@ -83,6 +96,14 @@ impl Loaded {
             };
             (c.pissa_init, c.pissa_iter) = (false, None);
             derived.push(("init_lora_weights", "from pissa_init"));
+        }
+        if let Some(tables) = c.tables_of_resizing() {
+            self.notes.push(format!(
+                "resize_vocab trains {} whole, as in LLaMA-Factory; modules_to_save can name others",
+                tables.join(" and ")
+            ));
+            c.modules_to_save = tables;
+            derived.push(("modules_to_save", "from resize_vocab"));
         }
         if c.makes_adapters() {
             c.lora_dropout.get_or_insert(0.0);
@@ -195,6 +216,12 @@ impl Loaded {
 
     fn check_method(&self) -> Result<(), ConfigError> {
         let c = &self.config;
+        if c.init_special_tokens != NewTokens::Noise && c.new_special_tokens_config.is_none() {
+            return self.conflict(
+                &["init_special_tokens", "new_special_tokens_config"],
+                "rows cannot start from descriptions that are nowhere; name the file that has them, or use noise_init",
+            );
+        }
         if !c.unfrozen_parameters.is_empty() && c.finetuning_type != Finetuning::Full {
             return self.conflict(
                 &["unfrozen_parameters", "finetuning_type"],

@@ -159,10 +159,8 @@ pub fn attention(
     }))
 }
 
-/// Keys and values of one sequence in one layer, `[tokens, kv_heads · head_dim]` each.
-///
-/// Those behind a window stay: they are not read again unless the sequence is [shortened](KvCache::shorten), when tokens
-/// that had left the window are in it again. They cost memory, not time.
+/// Keys and values of one sequence in one layer, `[tokens, kv_heads · head_dim]` each: of all its tokens, or of the last
+/// ones, if [those before](KvCache::forget_first) can no longer be seen.
 #[derive(Clone, Debug, Default)]
 pub struct KvCache {
     k: Vec<f32>,
@@ -170,11 +168,26 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Forgets all but the first `to` of its `from` tokens.
+    /// Forgets all but the first `to` of the `from` tokens that it holds.
     pub fn shorten(&mut self, from: usize, to: usize) {
         let kept = self.k.len().checked_div(from).unwrap_or(0) * to.min(from);
         self.k.truncate(kept);
         self.v.truncate(kept);
+    }
+
+    /// Forgets the first `count` of the `from` tokens that it holds, and keeps memory for `room` more than are left.
+    pub fn forget_first(&mut self, from: usize, count: usize, room: usize) {
+        let width = self.k.len().checked_div(from).unwrap_or(0);
+        let gone = width * count.min(from);
+        for side in [&mut self.k, &mut self.v] {
+            side.drain(..gone);
+            side.shrink_to(side.len() + width * room);
+        }
+    }
+
+    /// Memory that it takes.
+    pub fn bytes(&self) -> usize {
+        (self.k.capacity() + self.v.capacity()) * size_of::<f32>()
     }
 }
 

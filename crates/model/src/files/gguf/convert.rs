@@ -7,7 +7,6 @@ use super::super::{Error, Result};
 use super::parse::GgufFile;
 use super::value::MetaValue;
 use crate::families::{FAMILIES, Family};
-use crate::rope::{RopeScaling, RopeSpec};
 
 /// How llama.cpp writes a family.
 #[derive(Debug)]
@@ -21,9 +20,6 @@ pub(crate) struct Gguf {
     /// Adds the family's own fields to config.json.
     pub extend: fn(&Metadata<'_>, &mut Map<String, Value>) -> Result<()>,
 }
-
-/// Far above any head's width.
-const MOST_HEAD_DIM: u64 = 1 << 16;
 
 /// Keys that don't change what a decoder computes, or that are read below.
 const KNOWN: &[&str] = &[
@@ -100,109 +96,6 @@ impl Metadata<'_> {
         Ok(self.whole("attention.key_length")?.unwrap_or(usual.unwrap_or(0)))
     }
 
-    /// `rope_parameters`, by the keys and the tensors of factors.
-    fn rope(&self, head_dim: u64) -> Result<Value> {
-        let theta = self.number("rope.freq_base")?.unwrap_or(10_000.0);
-        let mut rope = json!({"rope_theta": theta, "rope_type": "default"});
-        let turned = self.whole("rope.dimension_count")?.unwrap_or(head_dim);
-        if turned == 0 || turned > head_dim || head_dim > MOST_HEAD_DIM {
-            let detail = format!("is {turned}, but a head is {head_dim} wide; it must be from 1 to that");
-            return Err(self.wrong("rope.dimension_count", detail));
-        }
-        if turned != head_dim {
-            rope["partial_rotary_factor"] = json!(turned as f64 / head_dim as f64);
-        }
-        let factor = self.number("rope.scaling.factor")?;
-        match self.text("rope.scaling.type") {
-            Some("none") => {}
-            None if factor.is_none_or(|f| f == 1.0) => {}
-            // llama.cpp's default.
-            None | Some("linear") => {
-                rope["rope_type"] = json!("linear");
-                rope["factor"] = json!(factor.unwrap_or(1.0));
-            }
-            Some("yarn") => {
-                rope["rope_type"] = json!("yarn");
-                rope["factor"] = json!(factor.unwrap_or(1.0));
-                rope["original_max_position_embeddings"] =
-                    json!(self.required("rope.scaling.original_context_length")?);
-                // llama.cpp multiplies by it what YaRN scales by anyway.
-                if let Some(times) = self.number("rope.scaling.attn_factor")? {
-                    let factor = factor.unwrap_or(1.0).max(1.0);
-                    rope["attention_factor"] = json!(times * (0.1 * factor.ln() + 1.0));
-                }
-                for (ours, theirs) in [
-                    ("attention_factor", "rope.scaling.yarn_attn_factor"),
-                    ("beta_fast", "rope.scaling.yarn_beta_fast"),
-                    ("beta_slow", "rope.scaling.yarn_beta_slow"),
-                ] {
-                    if let Some(x) = self.number(theirs)? {
-                        rope[ours] = json!(x);
-                    }
-                }
-            }
-            Some("longrope") => {}
-            Some(other) => {
-                return Err(
-                    self.wrong("rope.scaling.type", format!("is `{other}`, which is not implemented"))
-                );
-            }
-        }
-        if let Some(divisors) = self.tensor("rope_freqs.weight")? {
-            self.llama3(&mut rope, theta, turned, &divisors)?;
-        }
-        self.longrope(&mut rope)?;
-        Ok(rope)
-    }
-
-    /// llama.cpp writes what Llama 3.1 divides its frequencies by, not the parameters it comes from. Those are found
-    /// among the ones in use; others are said as longrope with the same divisors at any length, which computes the same.
-    fn llama3(&self, rope: &mut Value, theta: f64, turned: u64, divisors: &[f32]) -> Result<()> {
-        let dim = usize::try_from(turned).unwrap_or(0);
-        if divisors.len() != dim / 2 {
-            let detail = format!("has {} numbers for {} pairs", divisors.len(), dim / 2);
-            return Err(Error::tensor(self.file.path(), "rope_freqs.weight", detail));
-        }
-        let (plain, _) = RopeSpec::plain(dim, theta).frequencies(1);
-        for factor in [8.0, 32.0, 2.0, 4.0, 16.0, 64.0] {
-            let scaling =
-                RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original: 8192 };
-            let (scaled, _) = RopeSpec { dim, theta, scaling }.frequencies(1);
-            let same = |((p, s), d): ((&f32, &f32), &f32)| (p / s / d - 1.0).abs() < 1e-3;
-            if plain.len() == divisors.len() && plain.iter().zip(&scaled).zip(divisors).all(same) {
-                rope["rope_type"] = json!("llama3");
-                rope["factor"] = json!(factor);
-                rope["low_freq_factor"] = json!(1.0);
-                rope["high_freq_factor"] = json!(4.0);
-                rope["original_max_position_embeddings"] = json!(8192);
-                return Ok(());
-            }
-        }
-        rope["rope_type"] = json!("longrope");
-        rope["long_factor"] = json!(divisors);
-        rope["short_factor"] = json!(divisors);
-        rope["attention_factor"] = json!(1.0);
-        rope["original_max_position_embeddings"] = json!(self.required("context_length")?);
-        Ok(())
-    }
-
-    fn longrope(&self, rope: &mut Value) -> Result<()> {
-        let (Some(long), Some(short)) =
-            (self.tensor("rope_factors_long.weight")?, self.tensor("rope_factors_short.weight")?)
-        else {
-            return Ok(());
-        };
-        rope["rope_type"] = json!("longrope");
-        rope["long_factor"] = json!(long);
-        rope["short_factor"] = json!(short);
-        rope["original_max_position_embeddings"] =
-            json!(self.required("rope.scaling.original_context_length")?);
-        if let Some(factor) = self.number("rope.scaling.attn_factor")? {
-            rope["attention_factor"] = json!(factor);
-        }
-        Ok(())
-    }
-
     /// The fields that all families have.
     fn config(&self, family: &Family) -> Result<Map<String, Value>> {
         let file = self.file;
@@ -236,15 +129,16 @@ impl Metadata<'_> {
             "num_key_value_heads": self.whole("attention.head_count_kv")?.unwrap_or(heads),
             "pad_token_id": file.whole("tokenizer.ggml.padding_token_id")?,
             "rms_norm_eps": self.number(eps)?.ok_or_else(|| self.wrong(eps, "is missing from the metadata"))?,
-            "rope_parameters": self.rope(head_dim)?,
             "tie_word_embeddings": !file.has_tensor("output.weight"),
             "use_cache": true,
             "vocab_size": vocab,
         });
-        match config {
-            Value::Object(map) => Ok(map),
-            _ => Ok(Map::new()),
-        }
+        let mut config = match config {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        };
+        self.rope(head_dim)?.write(&mut config);
+        Ok(config)
     }
 
     fn refuse_unsupported(&self) -> Result<()> {

@@ -7,6 +7,7 @@ mod convert;
 mod names;
 mod parse;
 mod reader;
+mod rope;
 mod source;
 mod value;
 
