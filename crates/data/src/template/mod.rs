@@ -77,6 +77,14 @@ impl ChatTemplate {
         }
     }
 
+    /// Tokens that end a response, besides those that the model itself names; empty for a template in Jinja.
+    pub fn stop_ids(&self) -> &[u32] {
+        match self {
+            Self::Jinja(_) => &[],
+            Self::Turns(template) => template.stop_ids(),
+        }
+    }
+
     /// Renders a conversation as text. The ids of a named template are those of its pieces, which need not be those of
     /// this text: [`Self::prompt_ids`] gives them.
     ///

@@ -2,6 +2,7 @@
 
 mod align;
 mod build;
+mod jinja;
 mod tools;
 
 use std::ops::Range;
