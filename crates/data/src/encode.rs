@@ -1,5 +1,7 @@
 //! From a record to token ids and labels.
 
+mod turns;
+
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
@@ -7,9 +9,10 @@ use serde_json::{Map, Value};
 
 use crate::error::{DataError, Result, RowRef};
 use crate::mask::{MaskError, Masker, Rendered};
-use crate::record::{Conversation, Record};
+use crate::record::{Conversation, Message, Record};
+use crate::template::TurnTemplate;
 use crate::text::Text;
-use crate::truncate::{keep, truncate_turns};
+use crate::truncate::{Truncation, keep, truncate_turns};
 
 /// Label of a token that is not trained (PyTorch's and Hugging Face's `ignore_index`).
 pub const IGNORE: i32 = -100;
@@ -44,15 +47,24 @@ fn targets(labels: &[i32]) -> impl Iterator<Item = bool> {
 pub struct EncodeOptions {
     /// `template` key: a name, a path of a .jinja file, or `None` for the model's own.
     pub template: Option<String>,
+    /// The system text of conversations without one, in place of the template's own.
+    pub default_system: Option<String>,
+    /// How a named template describes and calls tools, in place of its own way; one of [`ToolFormat::NAMES`].
+    ///
+    /// [`ToolFormat::NAMES`]: crate::template::ToolFormat::NAMES
+    pub tool_format: Option<String>,
     /// At most this many tokens an example; `None` = no limit.
     pub cutoff_len: Option<usize>,
+    /// What `cutoff_len` cuts off.
+    pub truncation: Truncation,
     /// Train prompts as well as responses.
     pub train_on_prompt: bool,
     /// Train the last response of a conversation only.
     pub mask_history: bool,
     /// Tokens of a packed row, for the report; the packing itself is [`crate::Plan`]'s.
     pub packing: Option<usize>,
-    /// More variables for the template, such as `enable_thinking`.
+    /// More variables for the template. Named templates know `enable_thinking` (true unless given, null is the third
+    /// choice) and `preserve_thinking`, as LLaMA-Factory does.
     pub template_variables: Map<String, Value>,
     /// What `strftime_now` prints in templates, in seconds since 1970 (UTC); `None` = the clock. A run that may be resumed
     /// on another day should fix it.
@@ -103,10 +115,18 @@ impl Encoded {
     }
 }
 
+/// What conversations go through.
+pub(crate) enum Engine<'a> {
+    /// A Jinja template and the search for what is trained in its text.
+    Masked(Masker<'a>),
+    /// A named template.
+    Turns(&'a TurnTemplate),
+}
+
 /// Everything that encoding a row needs; shared by all threads.
 pub(crate) struct Encoder<'a> {
     pub text: &'a dyn Text,
-    pub masker: &'a Masker<'a>,
+    pub engine: Engine<'a>,
     pub options: &'a EncodeOptions,
 }
 
@@ -125,24 +145,29 @@ impl Encoder<'_> {
     /// Encodes one record.
     pub fn encode(&self, record: &Record, row: &RowRef) -> Result<Encoded> {
         let sequence = match record {
-            Record::Chat(conversation) => self.chat(conversation, row)?,
+            Record::Chat(conversation) => match &self.engine {
+                Engine::Masked(masker) => self.chat(masker, conversation, row)?,
+                Engine::Turns(template) => return self.turns(template, conversation, row),
+            },
             Record::Text(text) => self.text(text, row)?,
             Record::Tokens { input_ids, labels } => self.tokens(input_ids, labels.as_deref(), row)?,
         };
         Ok(self.truncate(sequence))
     }
 
-    fn chat(&self, conversation: &Conversation, row: &RowRef) -> Result<Sequence> {
+    fn chat(&self, masker: &Masker<'_>, conversation: &Conversation, row: &RowRef) -> Result<Sequence> {
+        let with_system = self.options.default_system.as_ref().and_then(|s| with_system(conversation, s));
+        let conversation = with_system.as_ref().unwrap_or(conversation);
         let rendered = if self.options.train_on_prompt {
-            self.masker.render_plain(conversation)
+            masker.render_plain(conversation)
         } else {
-            self.masker.render(conversation, self.options.mask_history)
+            masker.render(conversation, self.options.mask_history)
         };
         let rendered = rendered.map_err(|e| match e {
             MaskError::Template(source) => DataError::TemplateRow { row: row.clone(), source },
             MaskError::NoResponse => DataError::NoResponse { row: row.clone() },
             MaskError::Inexact(message) => {
-                let template = self.masker.template().name().to_string();
+                let template = masker.template().name().to_string();
                 DataError::Mask { row: row.clone(), template, message }
             }
         })?;
@@ -251,7 +276,7 @@ impl Encoder<'_> {
         let cutoff = self.options.cutoff_len.unwrap_or(usize::MAX);
         let kept = match sequence.turns.as_slice() {
             [] => std::iter::once(0..n.min(cutoff)).collect(),
-            turns => truncate_turns(n, turns, cutoff, self.options.mask_history),
+            turns => truncate_turns(self.options.truncation, n, turns, cutoff, self.options.mask_history),
         };
         let trained = |&l: &i32| l != IGNORE;
         let last_trained = sequence.labels.iter().rposition(trained);
@@ -279,6 +304,17 @@ impl Sequence {
         self.ids.push(id);
         self.offsets.push((self.text.len(), self.text.len()));
     }
+}
+
+/// The conversation with a system text, unless it has one.
+fn with_system(conversation: &Conversation, system: &str) -> Option<Conversation> {
+    if system.is_empty() || matches!(conversation.messages.first()?.role.as_str(), "system" | "developer") {
+        return None;
+    }
+    let mut out = conversation.clone();
+    out.messages.insert(0, Message::system(system));
+    out.first_response += usize::from(out.first_response > 0);
+    Some(out)
 }
 
 /// The tokens that a byte range covers: from the token that holds its first byte to the token that holds its last one, as

@@ -72,6 +72,12 @@ pub enum DataError {
     /// A template name that is neither built in nor a file.
     #[error("template `{name}` is unknown{hint}; known: {known}, or the path of a .jinja file")]
     UnknownTemplate { name: String, hint: String, known: String },
+    /// A named template needs a token that the tokenizer lacks.
+    #[error(
+        "template `{template}` needs the token `{token}`, which the tokenizer does not have: it is a template of other \
+         models; leave `template` out to use the model's own, or choose another"
+    )]
+    TemplateToken { template: String, token: String },
     /// The template does not compile.
     #[error("{0}")]
     Template(TemplateError),
@@ -111,7 +117,15 @@ impl DataError {
     /// Whether the options are at fault rather than the data.
     pub fn is_usage(&self) -> bool {
         use DataError::*;
-        matches!(self, NoDataset | ZeroSamples { .. } | UnknownTemplate { .. } | ValSize { .. } | Options(_))
+        matches!(
+            self,
+            NoDataset
+                | ZeroSamples { .. }
+                | UnknownTemplate { .. }
+                | TemplateToken { .. }
+                | ValSize { .. }
+                | Options(_)
+        )
     }
 }
 

@@ -1,8 +1,8 @@
 //! Datasets for loratune: from files to token ids with a loss mask.
 //!
 //! [`load_examples`] reads JSON and JSONL ([`read`]), recognises each row's format ([`formats`]), renders conversations
-//! by a chat template ([`template`]), finds what is trained in them ([`mask`]), tokenises, truncates ([`truncate`]) and
-//! reports what came out ([`report`]). [`Plan`] gives the rows and batches of every epoch. Nothing here knows of tensors
+//! by a chat template ([`template`]), finds what is trained in them ([`mask`]), tokenises ([`encode`]), truncates
+//! ([`truncate`]) and reports what came out ([`report`]). [`Plan`] gives the rows and batches of every epoch. Nothing here knows of tensors
 //! or models.
 
 pub mod encode;
@@ -32,5 +32,8 @@ pub use pack::pack;
 pub use read::DatasetSource;
 pub use record::{Conversation, Message, Record};
 pub use report::DatasetReport;
-pub use template::{ChatTemplate, NAMED, TemplateChoice, template_table};
+pub use template::{
+    ChatTemplate, JinjaTemplate, NamedTemplate, TemplateChoice, TurnTemplate, template_names, template_table,
+};
 pub use text::{Encoding, Special, Text};
+pub use truncate::Truncation;

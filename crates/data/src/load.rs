@@ -6,15 +6,15 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::encode::{EncodeOptions, Encoded, Encoder, Example};
-use crate::error::{DataError, Result, RowRef};
+use crate::encode::{EncodeOptions, Encoded, Encoder, Engine, Example};
+use crate::error::{DataError, Result, RowRef, nearest};
 use crate::formats::{FORMATS, recognise};
 use crate::mask::{Masker, Specials};
 use crate::read::{DatasetSource, RawRow, read_source};
 use crate::record::Message;
 use crate::report::{DatasetReport, Sample, SetStats};
 use crate::split::split;
-use crate::template::{ChatTemplate, RenderInput, TemplateChoice};
+use crate::template::{ChatTemplate, RenderInput, TemplateChoice, ToolFormat};
 use crate::text::Text;
 
 /// Which rows to train and to evaluate on.
@@ -55,9 +55,14 @@ pub fn load_examples(spec: &DatasetSpec, text: &dyn Text, options: &EncodeOption
         return Err(DataError::Options(message.into()));
     }
     let choice = TemplateChoice::parse(options.template.as_deref());
-    let template = choice.load(text, options.now)?;
-    let masker = Masker::new(&template, Specials::of(text), options.template_variables.clone());
-    let encoder = Encoder { text, masker: &masker, options };
+    let template = load_template(&choice, text, options)?;
+    let engine = match &template {
+        ChatTemplate::Jinja(jinja) => {
+            Engine::Masked(Masker::new(jinja, Specials::of(text), options.template_variables.clone()))
+        }
+        ChatTemplate::Turns(turns) => Engine::Turns(turns),
+    };
+    let encoder = Encoder { text, engine, options };
 
     let rows = read_all(&spec.train)?;
     if rows.is_empty() {
@@ -76,7 +81,7 @@ pub fn load_examples(spec: &DatasetSpec, text: &dyn Text, options: &EncodeOption
         && text.chat_template().is_none()
         && train.formats.keys().any(|f| *f != "text" && *f != "tokens")
     {
-        let note = "the model has no chat template and none is named: prompt and response are joined as they are (`empty`)";
+        let note = "the model has no chat template and none is named: prompt and response are joined as they are (`plain`)";
         report.warnings.insert(0, note.into());
     }
     report.formats = merge(&train.formats, &eval.formats);
@@ -85,7 +90,44 @@ pub fn load_examples(spec: &DatasetSpec, text: &dyn Text, options: &EncodeOption
     Ok(Dataset { train: train.examples, eval: eval.examples, report })
 }
 
-/// Renders messages for a prompt; `variables` as in [`EncodeOptions::template_variables`].
+/// The template with what the options change in it.
+fn load_template(choice: &TemplateChoice, text: &dyn Text, options: &EncodeOptions) -> Result<ChatTemplate> {
+    let format = match options.tool_format.as_deref() {
+        None => None,
+        Some(name) => Some(ToolFormat::find(name).ok_or_else(|| {
+            let names = ToolFormat::NAMES.map(|(n, _)| n);
+            let hint = nearest(name, names).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+            DataError::Options(format!("tool_format `{name}` is unknown{hint} (known: {})", names.join(", ")))
+        })?),
+    };
+    let template = match choice.load(text, options.now)? {
+        ChatTemplate::Turns(turns) => *turns,
+        jinja @ ChatTemplate::Jinja(_) => {
+            if format.is_some() {
+                let message = "tool_format is for templates by name; a Jinja template writes tools itself";
+                return Err(DataError::Options(message.into()));
+            }
+            return Ok(jinja);
+        }
+    };
+    if options.train_on_prompt && template.named().efficient_eos {
+        return Err(DataError::Options(format!(
+            "train_on_prompt does not go with the template `{}`, which puts no EOS between turns",
+            template.named().name
+        )));
+    }
+    let template = match &options.default_system {
+        Some(system) => template.with_default_system(system),
+        None => template,
+    };
+    Ok(ChatTemplate::Turns(Box::new(match format {
+        Some(format) => template.with_tool_format(format),
+        None => template,
+    })))
+}
+
+/// Renders messages for a prompt; `variables` as in [`EncodeOptions::template_variables`]. Its ids are those of
+/// [`ChatTemplate::prompt_ids`].
 ///
 /// # Errors
 /// When the template raises.

@@ -2,6 +2,9 @@
 
 use serde_json::{Map, Value};
 
+/// The names under which a message's thinking is passed; the first is the one that templates read (transformers 5.23).
+pub(crate) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 /// A row after its format was recognised.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Record {
@@ -76,6 +79,12 @@ impl Message {
     pub fn calls_tools(&self) -> bool {
         self.extra.get("tool_calls").and_then(Value::as_array).is_some_and(|c| !c.is_empty())
     }
+
+    /// Its thinking, when that is apart from the content.
+    pub fn reasoning(&self) -> Option<&str> {
+        REASONING.iter().find_map(|k| self.extra.get(*k)).and_then(Value::as_str)
+    }
+
     /// The names of the tools that it calls.
     pub fn called_tools(&self) -> impl Iterator<Item = &str> {
         let calls = self.extra.get("tool_calls").and_then(Value::as_array).into_iter().flatten();

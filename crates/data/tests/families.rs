@@ -12,7 +12,7 @@ use common::golden;
 use loratune_data::encode::IGNORE;
 use loratune_data::mask::{Masker, Specials};
 use loratune_data::template::RenderInput;
-use loratune_data::{ChatTemplate, Conversation, DatasetSource, DatasetSpec, EncodeOptions, Message};
+use loratune_data::{Conversation, DatasetSource, DatasetSpec, EncodeOptions, JinjaTemplate, Message};
 use loratune_tokenizer::TokenizerBundle;
 use serde_json::{Map, Value, json};
 
@@ -74,9 +74,9 @@ fn source(families: &Path, name: &str, expected: &Value) -> Option<String> {
     source
 }
 
-fn compile(name: &str, source: &str, expected: &Value, now: &Value) -> ChatTemplate {
+fn compile(name: &str, source: &str, expected: &Value, now: &Value) -> JinjaTemplate {
     let token = |key: &str| (format!("{key}_token"), expected[key].as_str().unwrap().to_string());
-    ChatTemplate::new(name, source, [token("bos"), token("eos")], now.as_u64()).unwrap()
+    JinjaTemplate::new(name, source, [token("bos"), token("eos")], now.as_u64()).unwrap()
 }
 
 fn conversation(golden: &Value, case: &str) -> Conversation {
@@ -94,7 +94,7 @@ fn conversation(golden: &Value, case: &str) -> Conversation {
     }
 }
 
-fn render(template: &ChatTemplate, c: &Conversation, add_generation_prompt: bool) -> Result<String, String> {
+fn render(template: &JinjaTemplate, c: &Conversation, add_generation_prompt: bool) -> Result<String, String> {
     let (tools, variables) = (c.tools.as_ref(), Some(&c.variables));
     let input = RenderInput { messages: &c.messages, tools, add_generation_prompt, variables };
     template.render(input).map_err(|e| e.message)

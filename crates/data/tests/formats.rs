@@ -250,10 +250,7 @@ fn contradicting_or_impossible_requests_say_what_to_change() {
     let zero = EncodeOptions { cutoff_len: Some(0), ..named("default") };
     assert!(message(none(), zero, &row).contains("cutoff_len is 0"));
     let m = message(none(), named("chatm"), &row);
-    assert!(
-        m.contains("`chatm` is unknown; did you mean `chatml`?")
-            && m.contains("alpaca, chatml, default, empty")
-    );
+    assert!(m.contains("`chatm` is unknown; did you mean `chatml`?") && m.contains("vicuna, xuanyuan, yi"));
     assert!(message(none(), named("no/such.jinja"), &row).contains("there is no file of that name"));
     let spec = DatasetSpec { val_size: 0.1, eval: vec![DatasetSource::new("x.json")], ..none() };
     assert!(message(spec, named("default"), &row).contains("val_size and eval_dataset"));

@@ -5,10 +5,10 @@ mod common;
 use common::{bundle, compile, conversations, golden, plain, template_sources};
 use loratune_data::mask::{MaskError, Masker, Specials};
 use loratune_data::template::RenderInput;
-use loratune_data::{ChatTemplate, Conversation};
+use loratune_data::{Conversation, JinjaTemplate};
 use serde_json::{Map, Value, json};
 
-fn render(template: &ChatTemplate, c: &Conversation, add_generation_prompt: bool) -> Result<String, String> {
+fn render(template: &JinjaTemplate, c: &Conversation, add_generation_prompt: bool) -> Result<String, String> {
     let input = RenderInput {
         messages: &c.messages,
         tools: c.tools.as_ref(),
@@ -227,7 +227,7 @@ fn literal(value: &Value) -> String {
 
 #[test]
 fn truncation_keeps_what_the_transcribed_rule_keeps() {
-    use loratune_data::truncate::truncate_turns;
+    use loratune_data::truncate::{Truncation, truncate_turns};
     for case in golden("truncation.json").as_array().unwrap() {
         let number = |v: &Value| v.as_u64().unwrap() as usize;
         let mut at = 0;
@@ -241,8 +241,10 @@ fn truncation_keeps_what_the_transcribed_rule_keeps() {
         }
         let cutoff = number(&case["cutoff"]);
         let last_first = case["mask_history"].as_bool().unwrap();
-        let kept: Vec<usize> =
-            truncate_turns(at, &responses, cutoff, last_first).into_iter().flatten().collect();
+        let kept: Vec<usize> = truncate_turns(Truncation::Balanced, at, &responses, cutoff, last_first)
+            .into_iter()
+            .flatten()
+            .collect();
         let mut expected = Vec::new();
         let pairs = case["kept"].as_array().unwrap();
         // With mask_history the turns that got nothing are the first ones.

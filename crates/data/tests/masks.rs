@@ -39,13 +39,13 @@ const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' +
 #[test]
 fn mask_history_trains_the_last_response_only() {
     assert_eq!(trained(CHATML, &talk(), true).unwrap(), (vec!["Bye.<|im_end|>".into()], false));
-    let blocks = loratune_data::NAMED.iter().find(|t| t.name == "chatml").unwrap().source;
+    let blocks = include_str!("templates/marked/chatml.jinja");
     assert_eq!(trained(blocks, &talk(), true).unwrap(), (vec!["Bye.<|im_end|>".into()], false));
 }
 
 #[test]
 fn responses_inside_of_a_prompt_are_not_trained() {
-    for source in [CHATML, loratune_data::NAMED[1].source] {
+    for source in [CHATML, include_str!("templates/marked/chatml.jinja")] {
         let conversation = Conversation { first_response: 3, ..talk() };
         assert_eq!(trained(source, &conversation, false).unwrap().0, ["Bye.<|im_end|>"]);
     }
@@ -139,7 +139,8 @@ fn bos_is_added_once_and_masked_when_the_tokenizer_wants_it() {
     let row = json!({"question": "Hi", "answer": "Hello."});
     let adds = bundle("tokenizer", json!({"add_bos_token": true}));
     assert!(Text::add_bos(&adds));
-    let data = load(&adds, row.clone(), &options("default"));
+    let words = common::folder("templates/marked").join("default.jinja").display().to_string();
+    let data = load(&adds, row.clone(), &options(&words));
     assert_eq!(shown(&adds, &data), ("<s>Human: Hi</s>\nAssistant:\n".into(), "Hello.</s>".into()));
     // The template writes BOS already.
     let path = common::folder("templates").join("llama2.jinja").display().to_string();
@@ -147,7 +148,7 @@ fn bos_is_added_once_and_masked_when_the_tokenizer_wants_it() {
     assert_eq!(shown(&adds, &data).0.matches("<s>").count(), 1);
     assert_eq!(data.report.train.doubled_bos, 0);
     // Neither wants it.
-    let data = load(&bundle("tokenizer", json!({})), row, &options("default"));
+    let data = load(&bundle("tokenizer", json!({})), row, &options(&words));
     assert_eq!(shown(&adds, &data).0, "Human: Hi</s>\nAssistant:\n");
 }
 
@@ -189,7 +190,8 @@ fn eos_closes_and_is_trained_where_the_template_writes_no_end_token() {
 #[test]
 fn train_on_prompt_trains_everything_but_bos() {
     let adds = bundle("tokenizer", json!({"add_bos_token": true}));
-    let options = EncodeOptions { train_on_prompt: true, ..options("default") };
+    let words = common::folder("templates/marked").join("default.jinja").display().to_string();
+    let options = EncodeOptions { train_on_prompt: true, ..options(&words) };
     let data = load(&adds, json!({"question": "Hi", "answer": "Hello."}), &options);
     let (masked, trained) = shown(&adds, &data);
     assert_eq!((masked.as_str(), trained.trim_end()), ("<s>", "Human: Hi</s>\nAssistant:Hello.</s>"));

@@ -180,13 +180,13 @@ fn the_report_fits_the_screen_and_shows_the_mask_and_the_ends() {
     let data = load_examples(&spec, &bundle("tokenizer", json!({})), &options).unwrap();
     let text = data.report.to_string();
     assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");
-    assert!(text.contains("⟦Line one↵\n  line two<|im_end|>⟧↵"), "{text}");
+    assert!(text.contains("⟦Line one↵\n  line two<|im_end|>↵\n  ⟧"), "{text}");
     assert!(text.contains("Hi␉there") && text.contains("characters …"), "{text}");
-    assert!(text.contains("first      3 <|im_start|>") && text.contains("4 ⟦<|im_end|>⟧"), "{text}");
+    assert!(text.contains("first      3 <|im_start|>") && text.contains("4 ⟦<|im_end|>⟧  217 ⟦Ċ⟧"), "{text}");
     assert!(text.contains("packing    2 rows of 2000 tokens, "), "{text}");
     assert!(!text.contains('\x1b'));
     let colored = data.report.render(true);
-    assert!(colored.contains("\x1b[32mLine one↵\x1b[0m\n  \x1b[32mline two<|im_end|>\x1b[0m"), "{colored}");
+    assert!(colored.contains("\x1b[32mLine one↵\x1b[0m\n  \x1b[32mline two<|im_end|>↵\x1b[0m"), "{colored}");
     let json = serde_json::to_value(&data.report).unwrap();
     assert_eq!(json["train"]["rows"], 2);
     assert_eq!(json["formats"], json!([["messages", 2]]));

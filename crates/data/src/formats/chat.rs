@@ -164,9 +164,19 @@ fn parse_arguments(call: &mut Value) -> Result<(), String> {
     Ok(())
 }
 
+/// Ends a thought in most models' responses.
+const THOUGHT_END: &str = "</think>";
+
 /// ShareGPT's function_call: its value is a call `{"name": …, "arguments": …}` or a list of them, as JSON.
 fn function_call(content: &str) -> Result<Message, String> {
-    let parsed: Value = serde_json::from_str(content).map_err(|e| {
+    // A thought may stand before the call.
+    let thought = content.rfind(THOUGHT_END).map_or(0, |at| at + THOUGHT_END.len());
+    let json = content[thought..].find(['{', '[']).map_or(0, |at| thought + at);
+    let (thought, json) = match serde_json::from_str::<Value>(content) {
+        Ok(_) => ("", content),
+        Err(_) => content.split_at(json),
+    };
+    let parsed: Value = serde_json::from_str(json).map_err(|e| {
         format!("a function_call should be JSON such as {{\"name\": …, \"arguments\": …}}: {e}")
     })?;
     let calls = match parsed {
@@ -179,13 +189,13 @@ fn function_call(content: &str) -> Result<Message, String> {
         parse_arguments(&mut call)?;
         wrapped.push(call);
     }
-    let mut message = Message::assistant("");
+    let mut message = Message::assistant(thought);
     message.extra.insert("tool_calls".into(), Value::Array(wrapped));
     Ok(message)
 }
 
 /// The `tools` field: a list or its JSON text. Bare functions are wrapped as `{"type": "function", "function": …}`,
-/// the shape that templates expect.
+/// the shape that templates expect. An empty list stays one: named templates write a system turn for it.
 pub(super) fn tools(fields: &Fields) -> Result<Option<Value>, String> {
     let value = match fields.get("tools") {
         None | Some(Value::Null) => return Ok(None),
@@ -196,9 +206,6 @@ pub(super) fn tools(fields: &Fields) -> Result<Option<Value>, String> {
     let Value::Array(items) = value else {
         return Err(format!("`tools` should be a list, found {}", kind_of(&value)));
     };
-    if items.is_empty() {
-        return Ok(None);
-    }
     let wrap = |tool: Value| {
         let bare = tool.get("name").is_some() && tool.get("function").is_none();
         if bare { json!({"type": "function", "function": tool}) } else { tool }

@@ -10,7 +10,7 @@ pub(super) const FORMAT: Format = Format {
     name: "prompt/completion",
     required: &["prompt", "completion"],
     optional: &["tools", "chat_template_kwargs"],
-    about: "two strings or two message lists; only the completion is trained; `template: empty` joins the strings as they are",
+    about: "two strings or two message lists; only the completion is trained; `template: plain` joins the strings as they are",
     example: r#"{"prompt": "2 + 2 =", "completion": " 4"}"#,
     convert,
 };

@@ -27,7 +27,7 @@ use row::Row;
 pub use specials::Specials;
 
 use crate::record::{Conversation, Message};
-use crate::template::{ChatTemplate, RenderInput, TemplateError};
+use crate::template::{JinjaTemplate, RenderInput, TemplateError};
 
 /// A rendered conversation and what is trained in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +60,7 @@ const NO_CALLS: &str = "the template does not write its tool calls; take the row
 /// A template ready to render with masks.
 #[derive(Debug)]
 pub struct Masker<'a> {
-    template: &'a ChatTemplate,
+    template: &'a JinjaTemplate,
     specials: Specials,
     variables: serde_json::Map<String, serde_json::Value>,
     probe: Probe,
@@ -69,7 +69,7 @@ pub struct Masker<'a> {
 impl<'a> Masker<'a> {
     /// `variables` are those of the run (`enable_thinking` …); a row's own win over them.
     pub fn new(
-        template: &'a ChatTemplate,
+        template: &'a JinjaTemplate,
         specials: Specials,
         variables: serde_json::Map<String, serde_json::Value>,
     ) -> Self {
@@ -82,7 +82,7 @@ impl<'a> Masker<'a> {
     }
 
     /// The template.
-    pub fn template(&self) -> &ChatTemplate {
+    pub fn template(&self) -> &JinjaTemplate {
         self.template
     }
 
@@ -191,7 +191,8 @@ fn input<'r>(
 ) -> RenderInput<'r> {
     RenderInput {
         messages: conversation.messages.get(..count).unwrap_or(&conversation.messages),
-        tools: conversation.tools.as_ref(),
+        // An empty list is no tools to transformers' templates.
+        tools: conversation.tools.as_ref().filter(|t| t.as_array().is_none_or(|t| !t.is_empty())),
         add_generation_prompt,
         variables: Some(variables),
     }

@@ -3,7 +3,7 @@
 use super::markers::{Marked, Marks, Placement};
 use super::specials::Specials;
 use crate::record::Message;
-use crate::template::{ChatTemplate, RenderInput};
+use crate::template::{JinjaTemplate, RenderInput};
 
 /// The template's habits; each is `None`/`false` when the probe conversation does not show it.
 #[derive(Debug, Default)]
@@ -24,7 +24,7 @@ const PLACEMENT: Placement = Placement { start_inside: false, end_inside: false,
 
 impl Probe {
     pub fn of(
-        template: &ChatTemplate,
+        template: &JinjaTemplate,
         specials: &Specials,
         variables: &serde_json::Map<String, serde_json::Value>,
     ) -> Self {

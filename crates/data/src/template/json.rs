@@ -40,6 +40,18 @@ pub(super) fn tojson(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result
     Ok(Value::from(out))
 }
 
+/// `json.dumps(value, ensure_ascii=False)`, with `indent` spaces a level unless it is 0.
+pub(super) fn dumps(value: &serde_json::Value, indent: usize) -> String {
+    let indent = (indent > 0).then(|| " ".repeat(indent));
+    let item_separator = if indent.is_some() { "," } else { ", " }.into();
+    let style =
+        Style { ensure_ascii: false, indent, item_separator, key_separator: ": ".into(), sort_keys: false };
+    let mut out = String::new();
+    // JSON that was read from a file is never so deep that it fails.
+    let _ = write(&mut out, &super::value::of_json(value), &style, 0);
+    out
+}
+
 fn write(out: &mut String, value: &Value, style: &Style, depth: usize) -> Result<(), Error> {
     if depth > 200 {
         return Err(Error::new(ErrorKind::InvalidOperation, "tojson: nested more than 200 levels deep"));

@@ -1,28 +1,32 @@
-//! Chat templates: Jinja as transformers runs it, on minijinja.
+//! Chat templates: a model's own in Jinja, or one by name.
 //!
-//! The environment follows `transformers.utils.chat_template_utils` (5.23): `trim_blocks` and `lstrip_blocks` on, loop
-//! controls, `raise_exception`, `strftime_now`, Python's `tojson` and Python's methods on strings and mappings.
+//! Jinja runs on minijinja as transformers runs it: the environment follows `transformers.utils.chat_template_utils`
+//! (5.23) with `trim_blocks` and `lstrip_blocks` on, loop controls, `raise_exception`, `strftime_now`, Python's `tojson`
+//! and Python's methods on strings and mappings. A conversation becomes one text, which is tokenised as a whole.
+//!
+//! Named templates are turns as in LLaMA-Factory ([`NamedTemplate`]): each piece of a turn is tokenised by itself, and
+//! what is trained follows from whose turn it is.
 
+mod choice;
 mod generation;
+mod jinja;
 mod json;
 mod named;
 mod python;
 mod text;
+mod turns;
 mod value;
 
-use std::collections::BTreeMap;
-use std::ops::Range;
-
-use minijinja::{Environment, Value};
 use serde_json::Map;
 
 use crate::record::Message;
+use crate::text::Text;
 
-pub use named::{NAMED, NamedTemplate, TemplateChoice, template_table};
-
-/// Work that one rendering may do; a template in an endless loop ends with an error instead of hanging. A conversation
-/// of ten thousand messages needs about a million.
-const FUEL: u64 = 20_000_000;
+pub use choice::{TemplateChoice, template_names, template_table};
+pub use jinja::JinjaTemplate;
+pub use named::{CONTENT, NamedTemplate, Piece, Reasoning, ToolFormat};
+pub(crate) use turns::TurnEncoding;
+pub use turns::TurnTemplate;
 
 /// A template that does not compile or that refuses a conversation.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -36,15 +40,19 @@ pub struct TemplateError {
     pub message: String,
 }
 
-/// A compiled chat template; shared between threads.
+impl TemplateError {
+    fn new(template: &str, message: impl Into<String>) -> Self {
+        Self { template: template.into(), line: None, message: message.into() }
+    }
+}
+
+/// A template ready to use; shared between threads.
 #[derive(Debug)]
-pub struct ChatTemplate {
-    name: String,
-    environment: Environment<'static>,
-    has_generation: bool,
-    /// Whether it tells a content of null from an empty one.
-    asks_null: bool,
-    variables: BTreeMap<String, Value>,
+pub enum ChatTemplate {
+    /// In Jinja.
+    Jinja(Box<JinjaTemplate>),
+    /// By name, bound to a tokenizer.
+    Turns(Box<TurnTemplate>),
 }
 
 /// What a template sees besides the messages.
@@ -61,107 +69,50 @@ pub struct RenderInput<'a> {
 }
 
 impl ChatTemplate {
-    /// Compiles a template. `variables` are always defined (`bos_token`, `eos_token`, …). `now` is what `strftime_now`
-    /// prints, in seconds since 1970 (UTC); fixing it keeps a resumed run's tokens the same as the day before's.
-    ///
-    /// # Errors
-    /// When the source is no valid template.
-    pub fn new(
-        name: &str,
-        source: &str,
-        variables: impl IntoIterator<Item = (String, String)>,
-        now: Option<u64>,
-    ) -> Result<Self, TemplateError> {
-        // Jinja reads every kind of line break as "\n".
-        let source = source.replace("\r\n", "\n").replace('\r', "\n");
-        let (source, has_generation) = generation::replace_tags(&source);
-        let asks_null = value::asks_for_null(&source);
-        let mut environment = python::environment(now);
-        environment.set_fuel(Some(FUEL));
-        environment.add_template_owned("chat", source).map_err(|e| TemplateError {
-            template: name.into(),
-            line: e.line(),
-            message: message_of(&e),
-        })?;
-        let variables = variables.into_iter().map(|(k, v)| (k, Value::from(v))).collect();
-        Ok(Self { name: name.into(), environment, has_generation, asks_null, variables })
-    }
-
     /// Its name in messages.
     pub fn name(&self) -> &str {
-        &self.name
+        match self {
+            Self::Jinja(template) => template.name(),
+            Self::Turns(template) => template.named().name,
+        }
     }
 
-    /// Whether it marks the responses itself, by `{% generation %}`.
-    pub fn has_generation(&self) -> bool {
-        self.has_generation
+    /// Tokens that end a response, besides those that the model itself names; empty for a template in Jinja.
+    pub fn stop_ids(&self) -> &[u32] {
+        match self {
+            Self::Jinja(_) => &[],
+            Self::Turns(template) => template.stop_ids(),
+        }
     }
 
-    /// Renders a conversation.
+    /// Renders a conversation as text. The ids of a named template are those of its pieces, which need not be those of
+    /// this text: [`Self::prompt_ids`] gives them.
     ///
     /// # Errors
-    /// The template's own message when it raises, otherwise the engine's, with the line.
+    /// When the template refuses the conversation.
     pub fn render(&self, input: RenderInput<'_>) -> Result<String, TemplateError> {
-        self.render_with(input, None)
+        match self {
+            Self::Jinja(template) => template.render(input),
+            Self::Turns(template) => template.render(input),
+        }
     }
 
-    /// Renders a conversation and gives the byte spans of its `{% generation %}` blocks. `marks` are two characters that
-    /// do not occur in the conversation; they are removed from the text.
-    pub(crate) fn render_generation(
+    /// Token ids of the conversation and the header of the next response, exactly as in training.
+    ///
+    /// # Errors
+    /// When the template refuses the conversation, or the tokenizer fails.
+    pub fn prompt_ids(
         &self,
-        input: RenderInput<'_>,
-        marks: (char, char),
-    ) -> Result<(String, Vec<Range<usize>>), TemplateError> {
-        let marked = self.render_with(input, Some(marks))?;
-        generation::split_marks(&marked, marks).ok_or_else(|| TemplateError {
-            template: self.name.clone(),
-            line: None,
-            message: "its generation blocks are cut apart by what the template does with them".into(),
-        })
-    }
-
-    fn render_with(
-        &self,
-        input: RenderInput<'_>,
-        marks: Option<(char, char)>,
-    ) -> Result<String, TemplateError> {
-        let mut context: BTreeMap<&str, Value> =
-            self.variables.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
-        context.insert("messages", value::of_messages(input.messages, self.asks_null));
-        context.insert("tools", input.tools.map_or_else(|| Value::from(()), value::of_json));
-        context.insert("documents", Value::from(()));
-        context.insert("add_generation_prompt", Value::from(input.add_generation_prompt));
-        for (key, value) in input.variables.into_iter().flatten() {
-            context.insert(key, value::of_json(value));
+        text: &dyn Text,
+        messages: &[Message],
+        tools: Option<&serde_json::Value>,
+        variables: &Map<String, serde_json::Value>,
+    ) -> Result<Vec<u32>, TemplateError> {
+        let input = RenderInput { messages, tools, add_generation_prompt: true, variables: Some(variables) };
+        match self {
+            Self::Jinja(template) => crate::load::encode_prompt(text, &template.render(input)?)
+                .map_err(|message| TemplateError::new(template.name(), message)),
+            Self::Turns(template) => template.prompt_ids(text, input),
         }
-        if let Some((open, close)) = marks {
-            context.insert(generation::OPEN, Value::from(open.to_string()));
-            context.insert(generation::CLOSE, Value::from(close.to_string()));
-        }
-        let result = self.environment.get_template("chat").and_then(|t| t.render(Value::from_pairs(context)));
-        result.map_err(|e| TemplateError {
-            template: self.name.clone(),
-            line: e.line(),
-            message: message_of(&e),
-        })
-    }
-}
-
-/// The innermost message: what `raise_exception` was given, or the engine's own words.
-fn message_of(error: &minijinja::Error) -> String {
-    let mut source: Option<&dyn std::error::Error> = Some(error);
-    let mut last = error;
-    while let Some(e) = source {
-        if let Some(inner) = e.downcast_ref::<minijinja::Error>() {
-            last = inner;
-        }
-        source = e.source();
-    }
-    match last.detail().and_then(|d| d.strip_prefix(python::RAISED)) {
-        Some(raised) => format!("the template refuses: {raised}"),
-        None => match last.detail() {
-            Some(detail) => format!("{}: {detail}", last.kind()),
-            None => last.kind().to_string(),
-        },
     }
 }

@@ -128,7 +128,7 @@ fn methods(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Re
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
 
-fn clock() -> u64 {
+pub(super) fn clock() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0)
 }
 
@@ -149,7 +149,7 @@ const MONTHS: [&str; 12] = [
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
 /// C's strftime for a moment in UTC, the directives that dates in templates use.
-fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
+pub(super) fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
     let days = (seconds / 86_400) as i64;
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     let (year, month, day) = civil(days);

@@ -3,7 +3,7 @@
 use minijinja::Value;
 use serde_json::Value as Json;
 
-use crate::record::Message;
+use crate::record::{Message, REASONING};
 
 /// A JSON value; mappings keep their order.
 pub(super) fn of_json(json: &Json) -> Value {
@@ -20,9 +20,6 @@ pub(super) fn of_json(json: &Json) -> Value {
         Json::Object(map) => Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), of_json(v)))),
     }
 }
-
-/// The names under which a message's thinking is passed; the first is the one that templates read (transformers 5.23).
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// A list of mappings with `role`, `content` and the messages' other fields. Thinking given under any of its names is
 /// there as `reasoning_content` and `thinking`, as transformers arranges it. With `asks_null`, a message without content

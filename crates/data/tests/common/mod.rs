@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use loratune_data::{ChatTemplate, Conversation, Message};
+use loratune_data::{Conversation, JinjaTemplate, Message};
 use loratune_tokenizer::TokenizerBundle;
 use serde_json::{Map, Value, json};
 
@@ -26,19 +26,20 @@ pub fn bundle(name: &str, more: Value) -> TokenizerBundle {
     TokenizerBundle::from_parts(&json, config).unwrap()
 }
 
-/// Sources of the test templates and of the named ones, by name.
+/// Sources of the test templates, by name, and whether they mark their responses themselves.
 pub fn template_sources() -> Vec<(String, String, bool)> {
     let mut out = Vec::new();
-    let mut files: Vec<PathBuf> =
-        std::fs::read_dir(folder("templates")).unwrap().map(|e| e.unwrap().path()).collect();
-    files.sort();
-    for file in files {
-        let name = file.file_stem().unwrap().to_string_lossy().into_owned();
-        out.push((name, std::fs::read_to_string(file).unwrap(), false));
+    for (inside, marked) in [("templates", false), ("templates/marked", true)] {
+        let mut files: Vec<PathBuf> =
+            std::fs::read_dir(folder(inside)).unwrap().map(|e| e.unwrap().path()).collect();
+        files.retain(|f| f.is_file());
+        files.sort();
+        for file in files {
+            let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+            out.push((name, std::fs::read_to_string(file).unwrap(), marked));
+        }
     }
-    for named in loratune_data::NAMED {
-        out.push((named.name.to_string(), named.source.to_string(), true));
-    }
+    out.push(("plain".into(), include_str!("../../src/template/plain.jinja").into(), true));
     out
 }
 
@@ -48,10 +49,10 @@ pub fn plain(source: &str) -> String {
     source.split_inclusive('\n').filter(|l| !tag(l)).collect()
 }
 
-pub fn compile(name: &str, source: &str) -> ChatTemplate {
+pub fn compile(name: &str, source: &str) -> JinjaTemplate {
     let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")];
     let tokens = tokens.map(|(k, v)| (k.to_string(), v.to_string()));
-    ChatTemplate::new(name, source, tokens, Some(0)).unwrap()
+    JinjaTemplate::new(name, source, tokens, Some(0)).unwrap()
 }
 
 /// The golden conversations by name.

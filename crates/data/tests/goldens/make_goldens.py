@@ -190,7 +190,8 @@ def json_cases():
 
 
 ANNOTATED = {p.stem: p.read_text() for p in sorted(TEMPLATES.glob("*.jinja"))}
-NAMED = {p.stem: p.read_text() for p in sorted((HERE.parents[1] / "src/template/named").glob("*.jinja"))}
+NAMED = {p.stem: p.read_text() for p in sorted((TEMPLATES / "marked").glob("*.jinja"))}
+NAMED["plain"] = (HERE.parents[1] / "src/template/plain.jinja").read_text()
 
 
 def write(name, value):
