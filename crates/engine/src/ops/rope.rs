@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::isa::vectorised;
 use crate::pool;
 use crate::profile::{self, Pass};
 use crate::error::{Error, Result};
@@ -94,16 +95,25 @@ fn rotate<E: Element>(
         let at = p as usize * half;
         let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
         for (to, from) in to.chunks_exact_mut(head_dim).zip(from.chunks_exact(head_dim)) {
-            for i in 0..half {
-                let (c, s) = (E::Acc::of(cos[i] as f64), E::Acc::of(sin[i] as f64 * direction));
-                let (a, b) = (from[i].to_acc(), from[half + i].to_acc());
-                to[i] = E::from_acc(a * c - b * s);
-                to[half + i] = E::from_acc(b * c + a * s);
-            }
-            to[2 * half..].copy_from_slice(&from[2 * half..]);
+            rotate_head(to, from, cos, sin, direction);
         }
     });
     Ok(Tensor::new(y, x.shape()))
+}
+
+fn rotate_head<E: Element>(to: &mut [E], from: &[E], cos: &[f32], sin: &[f32], direction: f64) {
+    vectorised!([E: Element] (to: &mut [E], from: &[E], cos: &[f32], sin: &[f32], direction: f64) {
+        let half = cos.len();
+        let ((to_a, to), (a, from)) = (to.split_at_mut(half), from.split_at(half));
+        let ((to_b, to), (b, from)) = (to.split_at_mut(half), from.split_at(half));
+        for (((((to_a, to_b), a), b), &cos), &sin) in to_a.iter_mut().zip(to_b).zip(a).zip(b).zip(cos).zip(sin) {
+            let (c, s) = (E::Acc::of(cos as f64), E::Acc::of(sin as f64 * direction));
+            let (a, b) = (a.to_acc(), b.to_acc());
+            *to_a = E::from_acc(a * c - b * s);
+            *to_b = E::from_acc(b * c + a * s);
+        }
+        to.copy_from_slice(from);
+    });
 }
 
 /// Rotary position embedding of x `[tokens, heads · head_dim]`: element i of a head's first half is paired with element
