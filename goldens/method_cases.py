@@ -49,10 +49,19 @@ class Case:
         return self.dropout > 0 or self.neftune > 0
 
     @property
+    def shares_rows(self) -> bool:
+        """Trained rows that embedding and head have in common."""
+        rows = (self.lora or {}).get("trainable_token_indices")
+        embedding, head = (rows.get("embed_tokens"), rows.get("lm_head")) if isinstance(rows, dict) else (rows, None)
+        return self.model == "tied-bf16" and embedding is not None and head in (None, embedding)
+
+    @property
     def breaks_tie(self) -> bool:
-        """An adapter on one of two modules that share their weight."""
-        targets = (self.lora or {}).get("target_modules", [])
-        return self.model == "tied-bf16" and bool({"embed_tokens", "lm_head"} & set(targets))
+        """An adapter, or rows of its own, on one of two modules that share their weight."""
+        lora = self.lora or {}
+        changed = {"embed_tokens", "lm_head"} & set(lora.get("target_modules", []))
+        rows = lora.get("trainable_token_indices") is not None and not self.shares_rows
+        return self.model == "tied-bf16" and (bool(changed) or rows)
 
 
 def lora(targets, r=2, alpha=3, **more) -> dict:
@@ -103,6 +112,27 @@ CASES = [
         lora(
             ALL, init_lora_weights="pissa", use_dora=True, lora_dropout=0.1, bias="all",
             modules_to_save=["model.norm"], **PATTERNS,
+        ),
+        plus_ratio=4.0, neftune=5.0, weight_decay=0.1, lr=2e-3, warmup=2, schedule="cosine",
+    ),
+    Case("tokens", lora(QV, trainable_token_indices=[274, 0, 261, 200, 2]), weight_decay=0.1, lr=2e-2),
+    Case("tokens-head", lora(["q_proj", "embed_tokens"], trainable_token_indices={"lm_head": [2, 261]}), weight_decay=0.1, lr=2e-2),
+    Case(
+        "tokens-both",
+        lora(ALL, use_dora=True, trainable_token_indices={"embed_tokens": [274, 261], "lm_head": [16, 274, 0]}, modules_to_save=["norm"]),
+        lr=5e-3,
+    ),
+    Case("tokens-tied", lora(QV, trainable_token_indices=[274, 0, 261, 200, 2]), **TIED, weight_decay=0.1, lr=2e-2),
+    Case("tokens-same-tied", lora(ALL, trainable_token_indices={"embed_tokens": [274, 2], "lm_head": [274, 2]}, ensure_weight_tying=True), **TIED),
+    Case("tokens-apart-tied", lora(ALL, trainable_token_indices={"embed_tokens": [274, 2], "lm_head": [2, 274]}), **TIED),
+    Case("tokens-head-tied", lora(QV, trainable_token_indices={"lm_head": [2, 261]}), **TIED, lr=4e-2),
+    Case("tokens-lora-head-tied", lora(["lm_head", "v_proj"], trainable_token_indices=[274, 2, 16]), **TIED, lr=2e-2),
+    Case("tokens-save-embedding-tied", lora(QV, modules_to_save=["embed_tokens"], trainable_token_indices={"lm_head": [2, 261]}), **TIED, lr=5e-3),
+    Case(
+        "tokens-everything",
+        lora(
+            ALL, init_lora_weights="pissa", use_dora=True, lora_dropout=0.1, bias="all", modules_to_save=["model.norm"],
+            trainable_token_indices={"embed_tokens": [274, 261, 2], "lm_head": [2]}, **PATTERNS,
         ),
         plus_ratio=4.0, neftune=5.0, weight_decay=0.1, lr=2e-3, warmup=2, schedule="cosine",
     ),

@@ -240,6 +240,7 @@ def method_keys(case: Case) -> dict:
     keys["lora_target"] = "all" if targets == ALL else ",".join(targets)
     if "exclude_modules" in given:
         given["exclude_modules"] = ",".join(given["exclude_modules"])
+    given.pop("ensure_weight_tying", None)  # no key of a run: the adapter's configuration has it
     keys |= given
     if case.plus_ratio is not None:
         keys["loraplus_lr_ratio"] = case.plus_ratio
@@ -324,6 +325,11 @@ def merged_logits(case: Case, model) -> list[torch.Tensor]:
     trained = logits_of(model)
     if case.lora is None:
         return trained
+    if case.breaks_tie and case.shares_rows:
+        # An untied base would not share them, and on the tied one merging changes the embedding too.
+        saved = PeftModel.from_pretrained(base_of(case), case.folder / "final_adapter")
+        assert furthest(trained, logits_of(saved)) < 2e-5, f"{case.name}: the saved adapter is another one"
+        return trained
     saved = PeftModel.from_pretrained(base_of(case, case.breaks_tie), case.folder / "final_adapter")
     assert furthest(trained, logits_of(saved)) < 2e-5, f"{case.name}: the saved adapter is another one"
     merged_model = saved.merge_and_unload()
@@ -336,7 +342,7 @@ def merged_logits(case: Case, model) -> list[torch.Tensor]:
         theirs = logits_of(PeftModel.from_pretrained(base_of(case), case.folder / "final_adapter").merge_and_unload())
         print(f"  {case.name}: PEFT merges the tied model to logits off by {furthest(trained, theirs):.1e}")
     elif case.model == "tied-bf16":
-        assert not tied, case.name
+        assert tied == case.shares_rows, case.name
     return merged
 
 

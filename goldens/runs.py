@@ -141,10 +141,10 @@ def load_base(run: Run, attention: str = "eager"):
     )
 
 
-def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
+def save_adapter(model: PeftModel, folder: Path, base: str, save_embedding_layers: bool = False) -> None:
     """PEFT's own files; only what depends on this machine or on hash order is made stable."""
     shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers=save_embedding_layers)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use half::bf16;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result, check_shape};
@@ -10,7 +11,8 @@ use crate::gemm::{Finish, Mat, MatMut, Operand, Term, Threads, sum_of_products};
 use crate::ops::column_sums;
 use crate::param::{ParamId, Params};
 use crate::pool;
-use crate::{Element, Real, Tensor, dispatch};
+use crate::tensor::map_to_vec;
+use crate::{DType, Element, Real, Tensor, dispatch};
 
 /// Rows that a product decodes at a time when the storage is not the type of the arithmetic: small enough that the
 /// decoded block stays in cache, large enough that the product runs at full speed.
@@ -166,6 +168,38 @@ impl FrozenWeight {
 
     pub(crate) fn times_transposed_of<E: Element, C: Element<Acc = E::Acc>>(&self, x: &[E], n: usize) -> Result<Vec<C>> {
         self.sum_of(x, n, None, Finish::default())
+    }
+
+    /// x·Wᵀ of reals that are activations of type `dtype`, rounded to it where W is of it too.
+    pub(crate) fn times_transposed_in<R: Real>(&self, dtype: DType, x: &[R], n: usize) -> Result<Vec<R>> {
+        self.product_in(dtype, x, n, |w| w.t())
+    }
+
+    /// dy·W of the same.
+    pub(crate) fn times_in<R: Real>(&self, dtype: DType, dy: &[R], n: usize) -> Result<Vec<R>> {
+        self.product_in(dtype, dy, n, |w| w)
+    }
+
+    fn product_in<R: Real>(
+        &self,
+        dtype: DType,
+        a: &[R],
+        n: usize,
+        turn: impl for<'a> Fn(Operand<'a>) -> Operand<'a>,
+    ) -> Result<Vec<R>> {
+        let b = turn(self.operand()?);
+        let (k, cols) = b.shape();
+        let rounded = (dtype == DType::BF16 && b.dtype() == DType::BF16)
+            .then(|| map_to_vec(a, |x| bf16::from_bits(x.to_bf16_bits())));
+        let a = match &rounded {
+            Some(a) => Operand::of(Mat::new(a, n, k)),
+            None => Operand::of(Mat::new(a, n, k)),
+        };
+        let mut c = pool::any::<R>(n * cols);
+        let term = Term { a, b, scale: 1.0 };
+        sum_of_products(MatMut::new(&mut c, n, cols), false, &[term], Finish::default(), Threads::All);
+        rounded.into_iter().for_each(pool::keep);
+        Ok(c)
     }
 
     /// dy·W `[n, in]` for dy `[n, out]`, to be summed.

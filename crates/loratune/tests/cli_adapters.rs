@@ -417,3 +417,53 @@ fn evaluation_of_several_adapters_is_a_table_of_what_each_is_alone() {
     assert!(lines[4].starts_with("__base__ ") && lines[7].starts_with("z "), "{table}");
     place.run(&["eval", "-m", &base, "-d", &data, "--base"]).fails(2, &["--adapter"]);
 }
+
+#[test]
+fn adapters_with_trained_rows_are_told_compared_merged_and_converted() {
+    let place = Place::new();
+    let base = model(BASE);
+    let [one, other] = ["tokens", "tokens-both"].map(peft_adapter);
+    let seen = place.run(&["inspect", &one, "--model", &base]).ok().out;
+    assert!(seen.contains("rows         274, 0, 261, 200, 2 of the embedding"), "{seen}");
+    let seen = place.run(&["inspect", &other]).ok().out;
+    assert!(seen.contains("rows         274, 261 of embed_tokens; 16, 274, 0 of lm_head"), "{seen}");
+    // Each on the same base, whose own rows stay as they are.
+    let each = losses(&place, &base, &[&one, &other, &one]);
+    assert_eq!(each[0], each[2]);
+    assert!(each[0] != each[1] && each[0] != losses(&place, &base, &[])[0]);
+
+    place.run(&["merge", "-m", &base, "-a", &one, "-o", "merged", "--verify"]).ok();
+    assert_near(losses(&place, "merged", &[])[0], each[0], 1e-6);
+    place
+        .run(&["unmerge", "-m", "merged", "-a", &one, "-o", "no"])
+        .fails(1, &["trainable_token_indices", "use the base itself"]);
+    place.run(&["convert", "-a", &one, "-m", &base, "--rank", "2", "-o", "low"]).ok();
+    assert_near(losses(&place, &base, &["low"])[0], each[0], 1e-5);
+    assert_eq!(config(&place, "low")["trainable_token_indices"], json!([274, 0, 261, 200, 2]));
+    place.run(&["convert", "-a", &one, "-m", &base, "--to", "raw", "-o", "raw"]).ok();
+    assert_near(losses(&place, "raw/residual_model", &["raw"])[0], each[0], 1e-5);
+
+    let with = |adapter: &str, weight: &str| format!("{adapter}={weight}");
+    let alone = with(&one, "1");
+    place.run(&["combine", "-a", &alone, "-o", "alone"]).ok();
+    assert_near(losses(&place, &base, &["alone"])[0], each[0], 1e-6);
+    let none = peft_adapter("gaussian");
+    place
+        .run(&["combine", "-a", &alone, "-a", &with(&none, "1"), "--method", "cat", "-o", "no"])
+        .fails(1, &["trainable_token_indices"]);
+    place.assert_nothing_unfinished();
+}
+
+#[test]
+fn a_tied_model_stays_tied_where_both_sides_have_the_rows() {
+    let place = Place::new();
+    let base = model("tied-bf16");
+    for (case, tied) in [("tokens-tied", true), ("tokens-head-tied", false)] {
+        let adapter = peft_adapter(case);
+        place.run(&["merge", "-m", &base, "-a", &adapter, "-o", case, "--dtype", "f32", "--verify"]).ok();
+        let written: Value = serde_json::from_slice(&place.read(&format!("{case}/config.json"))).unwrap();
+        assert_eq!(written["tie_word_embeddings"], json!(tied), "{case}");
+        let merged = losses(&place, case, &[])[0];
+        assert_near(merged, losses(&place, &base, &[&adapter])[0], 1e-2);
+    }
+}

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use loratune_engine::rng::Key;
 use loratune_engine::{DType, Gradients, Mode, Params, Tape, Tensor};
-use loratune_model::adapter::{self, AdapterSpec, Attached, Bias, Form, Init, Start, Targets};
+use loratune_model::adapter::{self, AdapterSpec, Attached, Bias, Form, Init, Start, Targets, TokenIndices};
 use loratune_model::decoder::Dtypes;
 use loratune_model::files::peft::{self, AdapterConfig};
 use loratune_model::files::{FileDType, ModelFiles, RawTensor};
@@ -21,6 +21,9 @@ fn files(model: &str) -> ModelFiles {
 fn spec() -> AdapterSpec {
     AdapterSpec { r: 4, alpha: 6.0, ..AdapterSpec::default() }
 }
+
+/// Trained rows: some are in the texts, and the last one in none.
+const ROWS: [i64; 4] = [9, 250, 5, 99];
 
 /// Every initialiser × LoRA and DoRA × scalings × what is adapted or trained whole beside it.
 fn combinations() -> Vec<AdapterSpec> {
@@ -46,8 +49,12 @@ fn combinations() -> Vec<AdapterSpec> {
                 };
                 let tables =
                     AdapterSpec { targets: names(&["embed_tokens", "lm_head", "q_proj"]), ..base.clone() };
+                let rows = AdapterSpec {
+                    token_indices: Some(TokenIndices::OfEmbedding(ROWS.into())),
+                    ..base.clone()
+                };
                 let whole = AdapterSpec { modules_to_save: vec!["lm_head".into(), "norm".into()], ..base };
-                out.extend([patterned, tables, whole]);
+                out.extend([patterned, tables, rows, whole]);
             }
         }
     }
@@ -226,7 +233,13 @@ fn merging_keeps_the_logits_and_unmerging_gives_the_base_back() {
             let error = far(&logits(&plain, &none), &model.logits());
             assert!(error < 5e-5, "{name}, {spec:?}: merging moved a logit by {error:e}");
 
-            if !spec.modules_to_save.is_empty() || untied {
+            if spec.token_indices.is_some() {
+                let out = folder(dir.path(), "base");
+                let error =
+                    adapter::unmerge(&out, &merged_files, decoder, params, attached, &norms, FileDType::F32);
+                assert!(error.unwrap_err().to_string().contains("trainable_token_indices"));
+            }
+            if !spec.modules_to_save.is_empty() || spec.token_indices.is_some() || untied {
                 continue;
             }
             let plain_form = dir.path().join("adapter");

@@ -7,7 +7,9 @@ use loratune_engine::{DType, Tensor};
 use loratune_model::adapter::combine::{
     Combination, CombineOptions, Error, MajoritySign, SavedAdapter, combine,
 };
-use loratune_model::files::peft::{AdapterConfig, InitLoraWeights, ModuleNames, read_adapter, write_adapter};
+use loratune_model::files::peft::{
+    AdapterConfig, InitLoraWeights, ModuleNames, TokenIndices, read_adapter, write_adapter,
+};
 use loratune_model::files::{FileDType, RawTensor, TensorView};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -375,6 +377,30 @@ fn tensors_beside_the_adapters_are_kept_if_they_are_the_same() {
     refused(&|a| a.config.modules_to_save = None, "modules_to_save");
     refused(&|a| a.config.bias = "all".into(), "bias");
     refused(&|a| a.config.fan_in_fan_out = true, "fan_in_fan_out");
+}
+
+#[test]
+fn rows_of_trained_tokens_are_kept_if_they_are_the_same_and_have_no_sum() {
+    let rows = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+    let mut both = pair();
+    for (adapter, _) in &mut both {
+        adapter.config.trainable_token_indices = Some(TokenIndices::OfEmbedding(vec![3, 1]));
+        adapter.tensors.insert(rows.into(), raw(&[2, 2], &[1.0, 2.0, 3.0, 4.0]));
+    }
+    let (config, tensors) = run(&both, &of(Combination::Cat)).unwrap();
+    assert_eq!(config.trainable_token_indices, Some(TokenIndices::OfEmbedding(vec![3, 1])));
+    assert_eq!(tensors[rows].slice::<f32>().unwrap(), [1.0, 2.0, 3.0, 4.0]);
+    let refused = |change: &dyn Fn(&mut SavedAdapter), text: &str| {
+        let mut both = both.clone();
+        change(&mut both[1].0);
+        let error = run(&both, &of(Combination::Cat)).unwrap_err();
+        assert!(matches!(error, Error::Pair { .. }) && error.to_string().contains(text), "{error}");
+    };
+    let other = raw(&[2, 2], &[1.0, 2.0, 3.0, 4.5]);
+    refused(&|a| drop(a.tensors.insert(rows.into(), other.clone())), "rows of trained tokens");
+    let indices = |ids: &[i64]| Some(TokenIndices::OfEmbedding(ids.into()));
+    refused(&|a| a.config.trainable_token_indices = indices(&[1, 3]), "trainable_token_indices");
+    refused(&|a| a.config.trainable_token_indices = None, "trainable_token_indices");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use loratune_engine::rng::Key;
 use loratune_engine::{DType, Params, Tensor};
 use loratune_model::adapter::combine::SavedAdapter;
 use loratune_model::adapter::convert::{self, AdapterFiles, Decomposition};
-use loratune_model::adapter::{self, AdapterSpec, Attached, Bias, Form, Init, Start, Targets};
+use loratune_model::adapter::{self, AdapterSpec, Attached, Form, Init, Start, Targets, TokenIndices};
 use loratune_model::decoder::Dtypes;
 use loratune_model::files::peft::{self, InitLoraWeights};
 use loratune_model::files::{FileDType, ModelFiles};
@@ -28,18 +28,9 @@ fn spec() -> AdapterSpec {
     AdapterSpec {
         r: 4,
         alpha: 6.0,
-        dropout: 0.0,
-        targets: Targets::AllLinear,
-        exclude: None,
-        layers: Vec::new(),
-        layers_pattern: Vec::new(),
         rank_pattern: BTreeMap::from([("q_proj".into(), 2)]),
         alpha_pattern: BTreeMap::from([("v_proj".into(), 3.0)]),
-        use_rslora: false,
-        use_dora: false,
-        bias: Bias::None,
-        modules_to_save: Vec::new(),
-        init: Init::Kaiming,
+        ..AdapterSpec::default()
     }
 }
 
@@ -52,6 +43,8 @@ fn combinations(inits: &[Init]) -> Vec<AdapterSpec> {
             for use_rslora in [false, true] {
                 let base = AdapterSpec { init, use_dora, use_rslora, ..spec() };
                 out.push(AdapterSpec { targets: tables.clone(), ..base.clone() });
+                let rows = Some(TokenIndices::OfEmbedding(vec![9, 250, 5]));
+                out.push(AdapterSpec { token_indices: rows, ..base.clone() });
                 out.push(AdapterSpec { modules_to_save: vec!["lm_head".into(), "norm".into()], ..base });
             }
         }

@@ -249,7 +249,6 @@ fn sequences_taken_back_go_on_as_if_new() {
         let mut sequences = decoder.sequences(2);
         for (turn, &(to, back)) in turns.iter().enumerate() {
             let held = sequences.lengths()[1];
-            let kept: Vec<u32> = tokens[..held].iter().copied().collect();
             for token in &tokens[held..to.max(held)] {
                 decoder.extend(&params, &mut sequences, &[(1, &[*token])]).unwrap();
             }
@@ -259,7 +258,7 @@ fn sequences_taken_back_go_on_as_if_new() {
             let logits = decoder.extend(&params, &mut sequences, &[(1, &[next])]).unwrap();
             let error =
                 worst(logits.slice::<f32>().unwrap(), &by_one_pass(&decoder, &params, &tokens[..back + 1]));
-            assert!(error < 1e-4, "{case}, turn {turn} from {} tokens: {error}", kept.len());
+            assert!(error < 1e-4, "{case}, turn {turn} from {held} tokens: {error}");
         }
     }
 }
@@ -273,7 +272,8 @@ fn a_sequence_does_not_depend_on_the_others_of_its_batch() {
         let greedy = Sampling::greedy(12, vec![]);
         let together = generate(&decoder, &params, &prompts, &greedy, |_, _| true).unwrap();
         for (prompt, together) in prompts.iter().zip(&together) {
-            let alone = generate(&decoder, &params, &[prompt.clone()], &greedy, |_, _| true).unwrap();
+            let alone =
+                generate(&decoder, &params, std::slice::from_ref(prompt), &greedy, |_, _| true).unwrap();
             assert_eq!(alone[0].tokens, together.tokens, "{case}: prompt of {}", prompt.len());
         }
     }

@@ -448,7 +448,7 @@ fn adapters_that_cannot_be_obeyed_are_refused_by_name() {
         ("megatron_config", json!({"x": 1})),
         ("layer_replication", json!([[0, 2]])),
         ("lora_bias", json!(true)),
-        ("trainable_token_indices", json!([1])),
+        ("trainable_token_indices", json!("5")),
         ("alora_invocation_tokens", json!([1])),
         ("target_parameters", json!(["x"])),
         ("bias", json!("some")),
@@ -461,6 +461,22 @@ fn adapters_that_cannot_be_obeyed_are_refused_by_name() {
             AdapterConfig::from_value(changed, Path::new("adapter_config.json")).unwrap_err().to_string();
         assert!(message.contains(field), "{field}: {message}");
     }
+    let mut changed = config.clone();
+    changed["ensure_weight_tying"] = json!(true);
+    AdapterConfig::from_value(changed.clone(), Path::new("adapter_config.json")).unwrap();
+    for (field, tables) in [
+        ("target_modules", json!(["q_proj", "model.embed_tokens"])),
+        ("target_modules", json!(r"(.*q_proj|lm_head)")),
+        ("modules_to_save", json!(["lm_head"])),
+    ] {
+        let mut tied = changed.clone();
+        tied[field] = tables;
+        let message = AdapterConfig::from_value(tied, Path::new("a.json")).unwrap_err().to_string();
+        assert!(message.contains("ensure_weight_tying"), "{message}");
+    }
+    changed["trainable_token_indices"] = json!({});
+    let none = AdapterConfig::from_value(changed, Path::new("a.json")).unwrap();
+    assert_eq!(none.trainable_token_indices, None);
     let mut changed = config.clone();
     for (field, value) in [
         ("target_modules", json!("all-linear")),

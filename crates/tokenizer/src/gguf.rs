@@ -40,11 +40,25 @@ pub struct GgufVocabulary {
     pub chat_template: Option<String>,
 }
 
+impl GgufVocabulary {
+    /// How many of the last tokens stand for rows without a token: llama.cpp's converter calls them `[PAD<id>]`. Hugging
+    /// Face's tokenizer has none there, and tokens that are added take these ids.
+    fn padding(&self) -> usize {
+        let roles = [self.bos_id, self.eos_id, self.pad_id, self.unk_id];
+        let named = |id: usize| roles.iter().flatten().any(|&role| role as usize == id);
+        let unused =
+            |id: usize| self.token_types.as_ref().and_then(|t| t.get(id)) == Some(&token_type::UNUSED);
+        let ids = (0..self.tokens.len()).rev();
+        ids.take_while(|&id| unused(id) && !named(id) && self.tokens[id] == format!("[PAD{id}]")).count()
+    }
+}
+
 mod token_type {
     pub const NORMAL: i32 = 1;
     pub const UNKNOWN: i32 = 2;
     pub const CONTROL: i32 = 3;
     pub const USER_DEFINED: i32 = 4;
+    pub const UNUSED: i32 = 5;
 }
 
 impl TokenizerBundle {
@@ -53,7 +67,21 @@ impl TokenizerBundle {
     /// # Errors
     /// When the tokenizer's model or pre-tokenizer isn't known, or its lists don't fit together.
     pub fn from_gguf(vocabulary: &GgufVocabulary) -> Result<Self> {
-        Builder::new(vocabulary)?.build()
+        let padding = vocabulary.padding();
+        if padding == 0 {
+            return Builder::new(vocabulary)?.build();
+        }
+        // Lists that do not fit together still do not: all lose as much.
+        let mut vocabulary = vocabulary.clone();
+        let cut = |len: usize| len.saturating_sub(padding);
+        vocabulary.tokens.truncate(cut(vocabulary.tokens.len()));
+        if let Some(types) = &mut vocabulary.token_types {
+            types.truncate(cut(types.len()));
+        }
+        if let Some(scores) = &mut vocabulary.scores {
+            scores.truncate(cut(scores.len()));
+        }
+        Builder::new(&vocabulary)?.build()
     }
 }
 

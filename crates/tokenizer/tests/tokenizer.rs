@@ -425,3 +425,26 @@ fn added_tokens_are_listed_where_the_configuration_lists_them() {
     assert_eq!((&listed["421"]["content"], &listed["421"]["normalized"]), (&json!("<tool>"), &json!(true)));
     assert_eq!((&listed["422"]["content"], &listed["422"]["special"]), (&json!("<call>"), &json!(true)));
 }
+
+#[test]
+fn rows_that_a_gguf_file_only_pads_with_are_free_for_added_tokens() {
+    let mut padded = gpt2("qwen2");
+    let known = padded.tokens.len();
+    for id in known..known + 5 {
+        padded.tokens.push(format!("[PAD{id}]"));
+        padded.token_types.as_mut().unwrap().push(5);
+    }
+    let mut bundle = TokenizerBundle::from_gguf(&padded).unwrap();
+    assert_eq!(bundle.vocab_size(), known);
+    let new = bundle.add_tokens(&["<new>".into()], true).unwrap();
+    assert_eq!(new.iter().map(|t| t.id as usize).collect::<Vec<_>>(), [known]);
+    // A role, an ordinary type or another name makes it a token.
+    padded.pad_id = Some(known as u32 + 2);
+    assert_eq!(TokenizerBundle::from_gguf(&padded).unwrap().vocab_size(), known + 3);
+    padded.token_types.as_mut().unwrap()[known + 3] = 1;
+    assert_eq!(TokenizerBundle::from_gguf(&padded).unwrap().vocab_size(), known + 4);
+    padded.tokens[known + 4] = "[PAD7]".into();
+    assert_eq!(TokenizerBundle::from_gguf(&padded).unwrap().vocab_size(), known + 5);
+    padded.scores = Some(vec![0.0; 3]);
+    assert!(TokenizerBundle::from_gguf(&padded).is_err());
+}

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use loratune_engine::{DType, Params, Tensor};
-use loratune_model::adapter::{self, AdapterSpec, Attached, Form, Start};
+use loratune_model::adapter::{self, AdapterSpec, Attached, Form, Start, TokenIndices};
 use loratune_model::decoder::Dtypes;
 use loratune_model::files::atomic::replace_dir_atomically;
 use loratune_model::files::peft;
@@ -13,7 +13,7 @@ use loratune_model::files::{
 use loratune_model::{Decoder, Neftune, NoiseLength, load, vocabulary};
 use loratune_tokenizer::TokenizerBundle;
 
-use crate::config::{BaseDtype, Finetuning, NeftuneScale, RunConfig, Targets};
+use crate::config::{BaseDtype, Finetuning, NeftuneScale, RunConfig, Targets, TokenRef, TrainedTokens};
 use crate::error::{Error, Result};
 use crate::freeze;
 
@@ -57,8 +57,34 @@ pub fn dtypes(config: &RunConfig) -> Dtypes {
     Dtypes { activations, weights }
 }
 
-/// The adapter that a configuration asks for.
-pub fn spec_of(config: &RunConfig) -> AdapterSpec {
+/// The rows that a configuration asks to be trained by themselves.
+///
+/// # Errors
+/// If a token that is written out is not in the vocabulary.
+fn token_indices(config: &RunConfig, tokenizer: &TokenizerBundle) -> Result<Option<TokenIndices>> {
+    let missing = |text: &str| {
+        Error::Misfit(format!(
+            "trainable_token_indices: the vocabulary has no token `{text}`; tokens are spelt as in tokenizer.json, and \
+             add_tokens or add_special_tokens makes new ones"
+        ))
+    };
+    let id = |token: &TokenRef| match token {
+        TokenRef::Id(id) => Ok(*id),
+        TokenRef::Text(text) => tokenizer.id_of(text).map(i64::from).ok_or_else(|| missing(text)),
+    };
+    let ids = |tokens: &[TokenRef]| tokens.iter().map(id).collect::<Result<Vec<i64>>>();
+    Ok(match &config.trainable_token_indices {
+        None => None,
+        Some(TrainedTokens::OfEmbedding(tokens)) => Some(TokenIndices::OfEmbedding(ids(tokens)?)),
+        Some(TrainedTokens::ByModule(modules)) => {
+            let modules = modules.iter().map(|(name, tokens)| Ok((name.clone(), ids(tokens)?)));
+            Some(TokenIndices::ByModule(modules.collect::<Result<_>>()?))
+        }
+    })
+}
+
+/// The adapter that a configuration asks for; `token_indices` are its trained rows.
+fn spec_of(config: &RunConfig, token_indices: Option<TokenIndices>) -> AdapterSpec {
     let targets = |t: &Targets| match t {
         Targets::AllLinear => adapter::Targets::AllLinear,
         Targets::Names(n) => adapter::Targets::Names(n.clone()),
@@ -78,6 +104,8 @@ pub fn spec_of(config: &RunConfig) -> AdapterSpec {
         use_dora: config.use_dora,
         bias: config.bias,
         modules_to_save: config.modules_to_save.clone(),
+        token_indices,
+        ensure_weight_tying: false,
         init: config.init_lora_weights,
     }
 }
@@ -101,7 +129,7 @@ impl TrainedModel {
                 (Some(spec), Some(tensors))
             }
             (Finetuning::Lora, None) => {
-                let spec = spec_of(config);
+                let spec = spec_of(config, token_indices(config, &tokenizer)?);
                 spec.check(&model)?;
                 (Some(spec), None)
             }

@@ -20,7 +20,7 @@ const LORA_PLUS_EMBEDDING: f64 = 1e-6;
 ///
 /// With LoRA+ (Hayou et al., arXiv 2402.12354) in the groups of PEFT's `create_loraplus_optimizer`: adapters on embeddings have
 /// a learning rate of their own; B and everything one-dimensional (biases, DoRA's magnitudes) learn `loraplus_lr_ratio` times
-/// as fast; A and whole matrices as without LoRA+. The weight decay is the run's, as in the paper's code (PEFT has a key for it).
+/// as fast; A, whole matrices and trained rows of tables as without LoRA+. The weight decay is the run's, as in the paper's code (PEFT has a key for it).
 fn group(name: &str, dimensions: usize, config: &RunConfig) -> Group {
     let lowercase = name.to_ascii_lowercase();
     // PEFT's LoRA+ decays trained norms, which Hugging Face's `Trainer` does not: its list of norm classes lacks RMSNorm.
@@ -155,6 +155,7 @@ mod tests {
     const EMBEDDING_A: (&str, usize) = ("model.embed_tokens.lora_embedding_A", 2);
     const EMBEDDING_B: (&str, usize) = ("model.embed_tokens.lora_embedding_B", 2);
     const HEAD: (&str, usize) = ("lm_head.weight", 2);
+    const ROWS: (&str, usize) = ("model.embed_tokens.token_adapter.trainable_tokens_delta", 2);
 
     #[test]
     fn lora_plus_has_pefts_groups() {
@@ -162,6 +163,7 @@ mod tests {
         let of = |(name, dimensions)| group(name, dimensions, &config);
         assert_eq!(of(A), Group { lr_factor: 1.0, weight_decay: 0.1 });
         assert_eq!(of(HEAD), Group { lr_factor: 1.0, weight_decay: 0.1 });
+        assert_eq!(of(ROWS), Group { lr_factor: 1.0, weight_decay: 0.1 });
         assert_eq!(of(B), Group { lr_factor: 16.0, weight_decay: 0.1 });
         assert_eq!(of(MAGNITUDE), Group { lr_factor: 16.0, weight_decay: 0.1 });
         assert_eq!(of(BIAS), Group { lr_factor: 16.0, weight_decay: 0.0 });

@@ -190,11 +190,19 @@ fn new_rows(
 pub(crate) fn untrained_note(vocabulary: &Vocabulary, model: &TrainedModel) -> Option<String> {
     let names: BTreeSet<&str> = model.params.ids().map(|id| model.params.name(id)).collect();
     let trained = names.iter().any(|name| name.starts_with(EMBEDDING));
-    (!vocabulary.added.is_empty() && !trained).then(|| {
-        "the rows of the added tokens are not trained and stay as they are: train the embedding and the head too \
-         (modules_to_save: [embed_tokens, lm_head])"
-            .to_string()
-    })
+    let rows = model.decoder.matrices().find(|m| m.path == EMBEDDING).and_then(|m| m.rows.as_ref());
+    let untrained = |token: &Added| !trained || rows.is_some_and(|rows| !rows.ids().contains(&token.id));
+    let mut untrained = vocabulary.added.iter().filter(|token| untrained(token));
+    let first = untrained.next()?;
+    let which = match untrained.count() + 1 {
+        all if all == vocabulary.added.len() => "the rows of the added tokens are".to_string(),
+        1 => format!("the row of the added token `{}` is", first.token),
+        n => format!("the rows of {n} added tokens (`{}` …) are", first.token),
+    };
+    Some(format!(
+        "{which} not trained and stay as in the model: train the embedding and the head too (modules_to_save: [embed_tokens, \
+         lm_head]), or rows of them (trainable_token_indices)"
+    ))
 }
 
 /// The error of a row with a token that the model has no row for.

@@ -40,6 +40,12 @@ fn an_interrupted_and_resumed_run_ends_with_the_bytes_of_the_whole_one() {
             "modules_to_save=lm_head",
             "packing=true",
         ],
+        vec![DROPOUT, "bf16=true", "weight_decay=0.1", "trainable_token_indices=[261, 2, 16]"],
+        vec![
+            "init_lora_weights=pissa",
+            "use_dora=true",
+            "trainable_token_indices={embed_tokens: [261], lm_head: [2, 261]}",
+        ],
         vec![&eval, "eval_strategy=steps", "eval_steps=2", "save_steps=2", "load_best_model_at_end=true"],
     ] {
         let dir = tempfile::tempdir().unwrap();

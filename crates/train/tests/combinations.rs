@@ -51,6 +51,8 @@ fn every_combination_of_methods_runs_and_learns() {
             }
             if mask % 3 == 0 {
                 settings.push("lora_target=q_proj,up_proj,embed_tokens,lm_head");
+            } else if mask & 16 == 0 {
+                settings.push("trainable_token_indices={embed_tokens: [261, 2], lm_head: [2, 16]}");
             }
             let losses = losses(&settings);
             assert!(losses.iter().all(|l| l.is_finite()), "{settings:?}: {losses:?}");
@@ -244,10 +246,65 @@ fn what_makes_no_sense_is_refused_with_its_reason() {
         &["finetuning_type=full", &range.replace("=[", "=['").replace("]]", "]']")],
         &["row ranges are not supported"],
     );
+    refused(&["trainable_token_indices=[5, 301]"], &["trainable_token_indices", "301", "from 0 to 300"]);
+    refused(&["trainable_token_indices=[5, -1]"], &["trainable_token_indices", "-1"]);
+    refused(&["trainable_token_indices=[5, 5]"], &["trainable_token_indices", "twice"]);
+    refused(&["trainable_token_indices={q_proj: [5]}"], &["trainable_token_indices", "q_proj", "lm_head"]);
+    refused(
+        &["trainable_token_indices=['<think>']"],
+        &["trainable_token_indices", "`<think>`", "add_tokens"],
+    );
+    refused(
+        &["trainable_token_indices=[5]", "modules_to_save=embed_tokens"],
+        &["trainable_token_indices", "modules_to_save", "keep one"],
+    );
+    refused(
+        &["trainable_token_indices=[5]", "lora_target=embed_tokens,q_proj"],
+        &["trainable_token_indices", "target_modules", "keep one"],
+    );
     refused(&["finetuning_type=full", "unfrozen_parameters=("], &["not a regular expression"]);
     refused(&["finetuning_type=freeze", "freeze_trainable_layers=9"], &["9", "3 layers"]);
     refused(&["finetuning_type=freeze", "freeze_trainable_modules=mpl"], &["mpl", "it has", "mlp"]);
     refused(&["finetuning_type=freeze", "freeze_extra_modules=mlp"], &["mlp", "it has", "embed_tokens"]);
+}
+
+#[test]
+fn tokens_may_be_written_out_and_added_ones_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = ["add_special_tokens=<think>", "resize_vocab=true", "max_steps=2"];
+    let rows = "trainable_token_indices=['<think>', '<|im_end|>', 5]";
+    let mut written = config(&dir.path().join("names"), &[&settings[..], &[rows]].concat());
+    written.save_steps = loratune_train::config::Steps::Count(1);
+    run(written).0.unwrap();
+    let adapter: serde_json::Value =
+        serde_json::from_slice(&bytes(&dir.path().join("names"), "adapter_config.json")).unwrap();
+    assert_eq!(adapter["trainable_token_indices"], serde_json::json!([301, 2, 5]));
+    assert!(adapter["modules_to_save"].is_null(), "resizing trains no table where rows are named");
+    run(config(&dir.path().join("ids"), &[&settings[..], &["trainable_token_indices=[301, 2, 5]"]].concat()))
+        .0
+        .unwrap();
+    let weights = |name: &str| bytes(&dir.path().join(name), "adapter_model.safetensors");
+    assert!(weights("names") == weights("ids"));
+    // The rows go on from the files, tables of the new size and all.
+    let given = format!("adapter_name_or_path={}", dir.path().join("names").display());
+    let prepared = prepare(config(&dir.path().join("more"), &[&given])).unwrap();
+    assert_eq!(prepared.model.decoder.spec().vocab_size, 320);
+    let rows = prepared.model.decoder.matrices().next().unwrap().rows.as_ref().unwrap().ids().to_vec();
+    assert_eq!(rows, [301, 2, 5]);
+}
+
+#[test]
+fn added_tokens_whose_rows_are_not_among_the_trained_ones_are_named() {
+    let notes = |settings: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        let added = ["add_special_tokens=<a>,<b>", "resize_vocab=true"];
+        prepare(config(dir.path(), &[&added[..], settings].concat())).unwrap().vocabulary.notes.join("\n")
+    };
+    assert_eq!(notes(&["trainable_token_indices=['<a>', '<b>']"]), "");
+    let one = notes(&["trainable_token_indices=['<a>']"]);
+    assert!(one.contains("`<b>`") && one.contains("not trained") && !one.contains("<a>"), "{one}");
+    let none = notes(&["trainable_token_indices=[5]"]);
+    assert!(none.contains("rows of the added tokens are not trained"), "{none}");
 }
 
 #[test]

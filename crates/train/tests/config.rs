@@ -112,6 +112,24 @@ fn a_regex_is_told_from_names() {
 }
 
 #[test]
+fn tokens_are_ids_or_texts_in_a_list_or_by_module() {
+    let of = |extra: &str, overrides: &[&str]| config(extra, overrides).trainable_token_indices.unwrap();
+    let (id, text) = (TokenRef::Id, |t: &str| TokenRef::Text(t.into()));
+    let list = |tokens: Vec<TokenRef>| TrainedTokens::OfEmbedding(tokens);
+    assert_eq!(
+        of("trainable_token_indices: [5, <think>, '7']\n", &[]),
+        list(vec![id(5), text("<think>"), text("7")])
+    );
+    assert_eq!(of("", &["trainable_token_indices=[5, 7]"]), list(vec![id(5), id(7)]));
+    assert_eq!(of("", &["trainable_token_indices=5"]), list(vec![id(5)]));
+    assert_eq!(of("", &["trainable_token_indices=<think>"]), list(vec![text("<think>")]));
+    let modules = of("trainable_token_indices: {lm_head: [5], embed_tokens: 7}\n", &[]);
+    let expected = vec![("lm_head".to_string(), vec![id(5)]), ("embed_tokens".into(), vec![id(7)])];
+    assert_eq!(modules, TrainedTokens::ByModule(expected));
+    assert_eq!(config("", &["trainable_token_indices=null"]).trainable_token_indices, None);
+}
+
+#[test]
 fn overrides_beat_the_file_and_the_last_one_wins() {
     let loaded =
         load("lora_rank: 4\n", &["r=16", "lora_rank=32", "output_dir=1.0", "--learning-rate=1e-3"]).unwrap();
@@ -139,6 +157,8 @@ fn the_resolved_file_gives_the_same_configuration() {
         "finetuning_type: full\ntrain_from_scratch: true\npacking: true\nmax_steps: 7\nthreads: 2\nreport_to: none\n",
         "eval_strategy: steps\nval_size: 0.1\neval_steps: 0.1\nsave_steps: 0.3\nload_best_model_at_end: true\n\
          early_stopping_patience: 3\n",
+        "trainable_token_indices: [32000, <think>, '5', -3]\n",
+        "trainable_token_indices: {embed_tokens: [5, 'no'], lm_head: 7}\n",
         "lr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs: {num_cycles: 2}\nwarmup_steps: 0.1\n",
         "eval_dataset: [e, 'f g']\neval_strategy: epoch\nlayers_to_transform: 3\nresume_from_checkpoint: true\n",
         "template: 'no'\ndataset_dir: \"a: b # c\\n\\u00e9\\\"\"\nadapter_name_or_path: '-'\nlearning_rate: 1e-300\n",
@@ -178,6 +198,18 @@ fn wrong_values_name_line_key_value_and_expectation() {
             "lora_rank: abc\n",
             &[],
             "run.yaml:4: lora_rank is `abc`; expected a whole number, from 1 to 1048576",
+        ),
+        (
+            "",
+            &["trainable_token_indices=[]"],
+            "override trainable_token_indices=[]: trainable_token_indices is `[]`; expected token ids or tokens as a list, \
+             such as [32000, \"<think>\"], or by module: {embed_tokens: [5], lm_head: [5]}",
+        ),
+        (
+            "trainable_token_indices: {embed_tokens: [1.5]}\n",
+            &[],
+            "run.yaml:4: trainable_token_indices is `{embed_tokens: [1.5]}`; expected token ids or tokens as a list, such as \
+             [32000, \"<think>\"], or by module: {embed_tokens: [5], lm_head: [5]}",
         ),
         ("r: 8.5\n", &[], "run.yaml:4: r is `8.5`; expected a whole number, from 1 to 1048576"),
         (
@@ -333,8 +365,8 @@ fn keys_of_nobody_and_of_other_tools_are_told_apart() {
             "run.yaml:4: `quantization_bit` is LLaMA-Factory's; loratune does not have it yet; remove the line",
         ),
         (
-            "trainable_token_indices: [5]\n",
-            "run.yaml:4: `trainable_token_indices` is PEFT's; loratune does not have it yet; remove the line",
+            "target_parameters: [a]\n",
+            "run.yaml:4: `target_parameters` is PEFT's; loratune does not have it yet; remove the line",
         ),
         ("lr: 1e-4\n", "run.yaml:4: `lr` is AutoTrain's; in loratune the key is `learning_rate`"),
         (
@@ -399,6 +431,11 @@ fn contradictions_name_both_sides() {
             "unfrozen_parameters: [lm_head]\n",
             "`unfrozen_parameters: [lm_head]` (run.yaml:4) and `finetuning_type: lora` (default) do not go together: it \
              chooses among the weights that full fine-tuning trains; with lora, name whole modules in modules_to_save",
+        ),
+        (
+            "trainable_token_indices: [5, \"<a>\"]\nfinetuning_type: full\n",
+            "`trainable_token_indices: [5, \"<a>\"]` (run.yaml:4) and `finetuning_type: full` (run.yaml:5) do not go together: \
+             rows are trained by themselves beside adapters only; use finetuning_type: lora, or train the embedding whole",
         ),
         (
             "loraplus_lr_ratio: 16\nlearning_rate: 0\n",

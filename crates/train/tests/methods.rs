@@ -184,6 +184,12 @@ fn compare_adapter_configs(name: &str, ours: &Path, theirs: &Path) {
         }
         assert_eq!(sorted(&ours[key]), names, "{name}: adapter_config.json: {key}");
     }
+    assert_eq!(
+        ours["trainable_token_indices"], theirs["trainable_token_indices"],
+        "{name}: adapter_config.json: trainable_token_indices"
+    );
+    let ties = |v: &Value| v["ensure_weight_tying"].as_bool().unwrap_or_default();
+    assert_eq!(ties(&ours), ties(&theirs), "{name}: adapter_config.json: ensure_weight_tying");
     let alpha = ours["lora_alpha"].as_f64().unwrap();
     close(alpha, &theirs["lora_alpha"], 1e-12, &format!("{name}: adapter_config.json: lora_alpha"));
     for key in ["rank_pattern", "alpha_pattern"] {
@@ -280,5 +286,15 @@ cases! {
     neftune_scaled_per_batch_equals_transformers: "neftune-batch",
     neftune_scaled_per_sequence_equals_the_authors_formula: "neftune-sequence",
     everything_at_once_equals_peft_and_transformers: "everything",
+    rows_of_the_embedding_equal_peft: "tokens",
+    rows_of_the_head_beside_an_adapter_on_the_embedding_equal_peft: "tokens-head",
+    other_rows_of_embedding_and_head_with_dora_equal_peft: "tokens-both",
+    rows_of_a_tied_embedding_are_the_heads_too_as_in_peft: "tokens-tied",
+    the_same_rows_of_both_sides_of_a_tie_are_one_as_in_peft: "tokens-same-tied",
+    rows_in_another_order_end_the_tie_as_in_peft: "tokens-apart-tied",
+    rows_of_a_tied_head_alone_equal_peft: "tokens-head-tied",
+    lora_on_a_tied_head_with_the_embeddings_rows_equals_peft: "tokens-lora-head-tied",
+    rows_of_a_tied_head_beside_the_whole_embedding_equal_peft: "tokens-save-embedding-tied",
+    everything_at_once_with_rows_equals_peft_and_transformers: "tokens-everything",
     full_fine_tuning_of_some_parameters_equals_torch: "full-some",
 }

@@ -125,11 +125,11 @@ impl<'a> Operand<'a> {
         each_type!(self, m => Operand::of(m.t()))
     }
 
-    fn shape(&self) -> (usize, usize) {
+    pub fn shape(&self) -> (usize, usize) {
         each_type!(self, m => (m.rows, m.cols))
     }
 
-    fn dtype(&self) -> DType {
+    pub fn dtype(&self) -> DType {
         match self {
             Operand::F64(_) => DType::F64,
             Operand::F32(_) => DType::F32,

@@ -2,9 +2,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::Lora;
 use super::linear::{Factors, Scale, scale_gradient};
-use crate::error::Result;
+use super::{Lora, TableAdapter, TrainedRows};
+use crate::error::{Error, Result};
 use crate::profile::{self, Pass};
 use crate::tape::{Backward, Sink, Tape, Var};
 use crate::{DType, FrozenWeight, Params, Real, Tensor, Weight, dispatch_real};
@@ -13,6 +13,7 @@ struct EmbeddingBackward {
     ids: Arc<[u32]>,
     table: Weight,
     lora: Option<Lora>,
+    rows: Option<TrainedRows>,
     /// g and 1/norm, both `[hidden]`, with DoRA.
     dora: Option<[Tensor; 2]>,
     scale: f64,
@@ -51,6 +52,14 @@ impl EmbeddingBackward {
             let dh = f.up_backward(&dz, &h, n, &mut db);
             grads.add_param(lora.b, Tensor::new(db, &[d, f.r]))?;
             grads.add_param(lora.a, scattered(&f, &self.ids, self.padding, &dh))?;
+        }
+        if let Some(rows) = &self.rows {
+            let mut drows = vec![R::zero(); rows.ids().len() * d];
+            for (row, &id) in dz.chunks_exact(d).zip(self.ids.iter()) {
+                let Some(k) = rows.place(id).filter(|_| Some(id) != self.padding) else { continue };
+                drows[k * d..][..d].iter_mut().zip(row).for_each(|(t, &v)| *t += v);
+            }
+            grads.add_param(rows.param(), Tensor::new(drows, &[rows.ids().len(), d]))?;
         }
         let Some(table) = self.table.param() else { return Ok(()) };
         let mut dtable = vec![R::zero(); vocabulary * d];
@@ -95,13 +104,17 @@ fn scattered<R: Real>(f: &Factors<'_, R>, ids: &[u32], padding: Option<u32>, dh:
 /// looked up again. The row of `padding` (of E or, by column, of A) gets no gradient, as in PyTorch's embedding with a
 /// `padding_idx`.
 ///
+/// [`TrainedRows`] stand in the place of the table's: their gradient is the sum of dz over the places of each id, and nothing
+/// is as large as the table.
+///
 /// # Errors
-/// If an id is not in the vocabulary, shapes do not fit, or the table is trained and has a DoRA.
+/// If an id is not in the vocabulary, shapes do not fit, the table is trained and has a DoRA, or trained rows meet a trained
+/// table or an adapter.
 pub fn embedding(
     tape: &mut Tape<'_>,
     ids: &Arc<[u32]>,
     table: &Weight,
-    lora: Option<&Lora>,
+    adapter: TableAdapter<'_>,
     scale: f64,
     padding: Option<u32>,
     dtype: DType,
@@ -109,14 +122,16 @@ pub fn embedding(
     let _span = profile::span("embedding", Pass::Forward);
     let w = table.resolve(tape.params());
     let (y, dora) =
-        dispatch_real!(dtype, R => forward::<R>(tape.params(), ids, table, &w, lora, scale, dtype)?);
-    if lora.is_none() && table.param().is_none() {
+        dispatch_real!(dtype, R => forward::<R>(tape.params(), ids, table, &w, adapter, scale, dtype)?);
+    let TableAdapter { lora, rows } = adapter;
+    if lora.is_none() && rows.is_none() && table.param().is_none() {
         return Ok(tape.constant(y));
     }
     Ok(tape.record(y, true, || EmbeddingBackward {
         ids: ids.clone(),
         table: table.clone(),
         lora: lora.cloned(),
+        rows: rows.cloned(),
         dora,
         scale,
         padding,
@@ -128,14 +143,25 @@ fn forward<R: Real>(
     ids: &[u32],
     table: &Weight,
     w: &FrozenWeight,
-    lora: Option<&Lora>,
+    adapter: TableAdapter<'_>,
     scale: f64,
     dtype: DType,
 ) -> Result<(Tensor, Option<[Tensor; 2]>)> {
     let (vocabulary, d) = w.matrix("embedding")?;
     let mut u = w.gather::<R>(ids)?;
     let mut dora = None;
-    if let Some(lora) = lora {
+    if let Some(rows) = adapter.rows {
+        if adapter.lora.is_some() {
+            return Err(Error::Invalid("embedding: it has an adapter and trained rows at once".into()));
+        }
+        let values = rows.values::<R>("embedding", params, table, [vocabulary, d])?;
+        for (u, &id) in u.chunks_exact_mut(d.max(1)).zip(ids) {
+            if let Some(k) = rows.place(id) {
+                u.copy_from_slice(&values[k * d..][..d]);
+            }
+        }
+    }
+    if let Some(lora) = adapter.lora {
         let f = lora.factors::<R>(params, [d, vocabulary])?;
         f.add_up(&picked(&f, ids), ids.len(), &mut u);
         if let Some(magnitudes) = &lora.dora {

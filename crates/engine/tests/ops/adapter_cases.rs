@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use loratune_engine::ops::{self, Dora, Dropout, Logits, Lora, RowNorm};
+use loratune_engine::ops::{self, Dora, Dropout, Logits, Lora, RowNorm, TableAdapter, TrainedRows};
 use loratune_engine::{Error, Tape, Var, Weight};
 
 use crate::cases::{case, frozen, logits, suffix};
@@ -33,6 +33,9 @@ pub fn all() -> Vec<Case> {
         dora_on_embedding(false),
         lora_on_head(),
         dora_on_head(false),
+        rows_of_embedding(),
+        rows_of_head(),
+        rows_of_a_shared_table(),
         noise(),
     ]
     .into_iter()
@@ -104,13 +107,21 @@ const IDS: [u32; 6] = [3, 0, 6, 3, 3, 5];
 
 fn lora_on_embedding() -> Vec<Case> {
     let mut cases = vec![case("embedding, scaled", &[("table", &[7, 3])], |t, i| {
-        ops::embedding(t, &Arc::from(IDS), &Weight::Param(i.param(0)), None, 1.75, None, i.dtype())
+        ops::embedding(
+            t,
+            &Arc::from(IDS),
+            &Weight::Param(i.param(0)),
+            TableAdapter::default(),
+            1.75,
+            None,
+            i.dtype(),
+        )
     })];
     for (r, scale) in [(1, 1.0), (4, 1.75)] {
         // Dropout is not for embeddings, and has to be ignored.
         let build = move |t: &mut Tape<'_>, i: &Inputs, table: &Weight| -> Result<Var, Error> {
             let lora = adapter(i, 0, &Dropout::Random(0.3), None);
-            ops::embedding(t, &Arc::from(IDS), table, Some(&lora), scale, None, i.dtype())
+            ops::embedding(t, &Arc::from(IDS), table, (&lora).into(), scale, None, i.dtype())
         };
         let name = format!("embedding, lora rank {r}, scale {scale}");
         cases.push(case(&name, &[("a", &[r, 7]), ("b", &[3, r])], move |t, i| build(t, i, &frozen(7, 3, i))));
@@ -135,10 +146,85 @@ fn dora_on_embedding(present: bool) -> Vec<Case> {
                     _ => made_up_norms(hidden),
                 };
                 let lora = adapter(i, 0, &Dropout::None, Some(norm));
-                ops::embedding(t, &Arc::from(IDS), &table, Some(&lora), scale, None, i.dtype())
+                ops::embedding(t, &Arc::from(IDS), &table, (&lora).into(), scale, None, i.dtype())
             })
         })
         .into()
+}
+
+fn rows(i: &Inputs, input: usize, ids: &[u32]) -> TrainedRows {
+    TrainedRows::new(ids, i.param(input)).expect("ids that differ")
+}
+
+fn rows_of_embedding() -> Vec<Case> {
+    // One that comes three times, one that never does, one that is the padding.
+    let table: [(&'static [u32], f64, Option<u32>); 3] =
+        [(&[3], 1.0, None), (&[5, 1, 3], 1.75, None), (&[0, 3, 6], 1.0, Some(3))];
+    table
+        .map(|(ids, scale, padding)| {
+            let name = format!("embedding, trained rows {ids:?}, scale {scale}, padding {padding:?}");
+            case(name, &[("rows", &[ids.len(), 3])], move |t, i| {
+                let rows = rows(i, 0, ids);
+                let y = ops::embedding(
+                    t,
+                    &Arc::from(IDS),
+                    &frozen(7, 3, i),
+                    (&rows).into(),
+                    scale,
+                    padding,
+                    i.dtype(),
+                )?;
+                // PyTorch's padding row has a value and no gradient; central differences don't know that.
+                match padding {
+                    None => Ok(y),
+                    Some(_) => without_rows(t, &y, &[0, 3, 4]),
+                }
+            })
+        })
+        .into()
+}
+
+/// The sum of what is left of y `[6, 3]` when some rows are not looked at.
+fn without_rows(t: &mut Tape<'_>, y: &Var, left_out: &[usize]) -> Result<Var, Error> {
+    let targets: Vec<i32> =
+        (0..6).map(|i| if left_out.contains(&i) { -100 } else { (i % 3) as i32 }).collect();
+    let identity = loratune_engine::Tensor::from_vec(vec![1.0f64, 0., 0., 0., 1., 0., 0., 0., 1.], &[3, 3])?;
+    let identity = Weight::dense(identity.to_dtype(y.value().dtype()));
+    Ok(ops::linear_cross_entropy(t, y, &identity, TableAdapter::default(), &targets, Logits::default())?.loss)
+}
+
+fn rows_of_head() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for ((n, d, v, targets), ids) in heads().into_iter().zip([&[1u32][..], &[10, 2, 0], &[2, 0]]) {
+        for (dropout, logits) in head_variants() {
+            for lora in [false, true] {
+                let (targets, dropout) = (targets.clone(), dropout.clone());
+                let on = if lora { format!("lora {dropout:?}") } else { "no lora".into() };
+                let name = format!(
+                    "linear_cross_entropy {n}x{d} over {v}, trained rows {ids:?}, {on}{}",
+                    suffix(logits)
+                );
+                let inputs = [("x", &[n, d][..]), ("rows", &[ids.len(), d]), ("a", &[2, d]), ("b", &[v, 2])];
+                cases.push(case(name, &inputs[..if lora { 4 } else { 2 }], move |t, i| {
+                    let (x, head, rows) = (i.activation(t, 0), frozen(v, d, i), rows(i, 1, ids));
+                    let lora = lora.then(|| adapter(i, 2, &dropout, None));
+                    let adapter = TableAdapter { lora: lora.as_ref(), rows: Some(&rows) };
+                    Ok(ops::linear_cross_entropy(t, &x, &head, adapter, &targets, logits)?.loss)
+                }));
+            }
+        }
+    }
+    cases
+}
+
+/// A tied head: both sides' gradients meet in the same rows.
+fn rows_of_a_shared_table() -> Vec<Case> {
+    vec![case("trained rows of a table that is embedding and head", &[("rows", &[3, 3])], |t, i| {
+        let (table, rows) = (frozen(7, 3, i), rows(i, 0, &[6, 3, 1]));
+        let y = ops::embedding(t, &Arc::from(IDS), &table, (&rows).into(), 1.5, None, i.dtype())?;
+        let targets = [0, 6, 1, -100, 3, 2];
+        Ok(ops::linear_cross_entropy(t, &y, &table, (&rows).into(), &targets, Logits::default())?.loss)
+    })]
 }
 
 /// Tokens, hidden, vocabulary and targets; the last has more trained rows than a chunk of 1024.
@@ -170,7 +256,7 @@ fn lora_on_head() -> Vec<Case> {
                     t,
                     &x,
                     head,
-                    Some(&adapter(i, 1, &dropout, None)),
+                    (&adapter(i, 1, &dropout, None)).into(),
                     &last,
                     logits,
                 )?
@@ -197,7 +283,7 @@ fn dora_on_head(present: bool) -> Vec<Case> {
             cases.push(case(name, &inputs, move |t, i| {
                 let (x, head) = (i.activation(t, 0), frozen(v, d, i));
                 let lora = adapter(i, 1, &dropout, Some(row_norm(present, &head, v)));
-                Ok(ops::linear_cross_entropy(t, &x, &head, Some(&lora), &targets, logits)?.loss)
+                Ok(ops::linear_cross_entropy(t, &x, &head, (&lora).into(), &targets, logits)?.loss)
             }));
         }
     }

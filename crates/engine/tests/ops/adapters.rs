@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use loratune_engine::ops::{self, Dora, Dropout, Logits, Lora, RowNorm, column_norms, row_norms};
+use loratune_engine::ops::{
+    self, Dora, Dropout, Logits, Lora, RowNorm, TableAdapter, TrainedRows, column_norms, row_norms,
+};
 use loratune_engine::rng::Key;
 use loratune_engine::{DType, Gradients, Mode, ParamId, Params, Tape, Tensor, Var, Weight};
 
@@ -149,7 +151,7 @@ fn present_norms_give_what_the_same_fixed_norms_give() {
             let head = |norm| {
                 let lora = s.with_norm(norm);
                 s.run(Mode::Grad, |t, x| {
-                    ops::linear_cross_entropy(t, x, &s.weight, Some(&lora), &targets, Logits::default())
+                    ops::linear_cross_entropy(t, x, &s.weight, (&lora).into(), &targets, Logits::default())
                         .unwrap()
                         .loss
                 })
@@ -166,7 +168,7 @@ fn present_norms_give_what_the_same_fixed_norms_give() {
                     let lora = e.with_norm(norm);
                     let ids: Arc<[u32]> = Arc::from([1030u32, 0, 513, 0]);
                     e.run(Mode::Grad, |t, _| {
-                        ops::embedding(t, &ids, &e.weight, Some(&lora), 2.0, None, dtype).unwrap()
+                        ops::embedding(t, &ids, &e.weight, (&lora).into(), 2.0, None, dtype).unwrap()
                     })
                 },
             );
@@ -241,13 +243,22 @@ fn a_head_with_an_adapter_equals_the_linear_layer_and_the_loss_one_after_the_oth
         for lora in [s.plain(), s.with_norm(s.recomputed())] {
             let mode = Mode::Train(Key::new(8));
             let fused = s.run(mode, |t, x| {
-                ops::linear_cross_entropy(t, x, &s.weight, Some(&lora), targets, Logits::default())
+                ops::linear_cross_entropy(t, x, &s.weight, (&lora).into(), targets, Logits::default())
                     .unwrap()
                     .loss
             });
             let apart = s.run(mode, |t, x| {
                 let y = ops::linear(t, x, &s.weight, None, Some(&lora)).unwrap();
-                ops::linear_cross_entropy(t, &y, &identity, None, targets, Logits::default()).unwrap().loss
+                ops::linear_cross_entropy(
+                    t,
+                    &y,
+                    &identity,
+                    TableAdapter::default(),
+                    targets,
+                    Logits::default(),
+                )
+                .unwrap()
+                .loss
             });
             assert!(relative(&fused.0, &apart.0) < 1e-12);
             for (i, (a, b)) in fused.1.iter().zip(&apart.1).enumerate() {
@@ -328,4 +339,125 @@ fn norms_of_a_weight_that_cancels_its_adapter_are_numbers() {
         // Half of the digits of a sum of squares are those of its root.
         assert!(norms.iter().all(|&n| n < 1e-2), "{norms:?}");
     }
+}
+
+/// Loss, and what is trained: rows of a table, or a whole one in which they stand.
+struct Table {
+    params: Params,
+    /// `[9, 5]`, its rows 7, 0 and 4 the trained ones.
+    table: Weight,
+    rows: Option<TrainedRows>,
+}
+
+const TRAINED: [u32; 3] = [7, 0, 4];
+
+impl Table {
+    fn new(dtype: DType, whole: bool) -> Table {
+        let mut params = Params::new();
+        let (frozen, rows) = (tensor("table", &[9, 5], dtype), tensor("rows", &[3, 5], dtype));
+        if !whole {
+            let id = params.add("rows", rows.to_dtype(dtype.compute())).unwrap();
+            let rows = Some(TrainedRows::new(TRAINED, id).unwrap());
+            return Table { params, table: Weight::dense(frozen), rows };
+        }
+        let (mut data, rows) = (frozen.to_f64_vec(), rows.to_f64_vec());
+        for (id, row) in TRAINED.iter().zip(rows.chunks(5)) {
+            data[*id as usize * 5..][..5].copy_from_slice(row);
+        }
+        let table = Tensor::from_vec(data, &[9, 5]).unwrap().to_dtype(dtype.compute());
+        let table = Weight::Param(params.add("table", table).unwrap());
+        Table { params, table, rows: None }
+    }
+
+    fn run(&self, dtype: DType) -> (Tensor, Tensor) {
+        let mut tape = Tape::new(&self.params, Mode::Grad);
+        let adapter = TableAdapter { lora: None, rows: self.rows.as_ref() };
+        let ids: Arc<[u32]> = Arc::from([7u32, 3, 0, 7, 8, 4]);
+        let y = ops::embedding(&mut tape, &ids, &self.table, adapter, 1.5, Some(0), dtype).unwrap();
+        let targets = [0, 7, -100, 4, 8, 7];
+        let loss =
+            ops::linear_cross_entropy(&mut tape, &y, &self.table, adapter, &targets, Logits::default())
+                .unwrap()
+                .loss;
+        let mut grads = Gradients::new(&self.params);
+        tape.backward(&loss, 1.0, &mut grads).unwrap();
+        let only = self.params.ids().next().unwrap();
+        (loss.value().clone(), grads.get(only).unwrap().clone())
+    }
+}
+
+#[test]
+fn trained_rows_learn_as_those_of_a_trained_table() {
+    for (dtype, tolerance) in [(DType::F64, 1e-13), (DType::F32, 1e-6), (DType::BF16, 1e-6)] {
+        let (rows, whole) = (Table::new(dtype, false).run(dtype), Table::new(dtype, true).run(dtype));
+        assert!(relative(&rows.0, &whole.0) <= tolerance, "{dtype}: loss");
+        let of_table = whole.1.select_rows(&TRAINED.map(|id| id as usize)).unwrap();
+        assert_eq!(rows.1.shape(), [3, 5]);
+        let error = relative(&rows.1, &of_table);
+        assert!(error <= tolerance, "{dtype}: the gradient is off by {error:e}");
+    }
+}
+
+#[test]
+fn what_is_behind_trained_rows_does_not_matter() {
+    // Rows beyond the tokenizer's hold anything.
+    let s = Table::new(DType::F32, false);
+    let Weight::Frozen(frozen) = &s.table else { unreachable!() };
+    let loratune_engine::FrozenWeight::Dense(frozen) = &**frozen;
+    let mut data = frozen.to_f64_vec();
+    for id in TRAINED {
+        data[id as usize * 5..][..5].fill(3.0e38);
+    }
+    let broken = Table {
+        params: s.params.clone(),
+        table: Weight::dense(Tensor::from_vec(data, &[9, 5]).unwrap().to_dtype(DType::F32)),
+        rows: s.rows.clone(),
+    };
+    let (a, b) = (s.run(DType::F32), broken.run(DType::F32));
+    assert_eq!(a.0.to_f64_vec(), b.0.to_f64_vec());
+    assert_eq!(a.1.to_f64_vec(), b.1.to_f64_vec());
+}
+
+#[test]
+fn outputs_of_a_head_with_trained_rows_equal_those_of_the_whole_head() {
+    let (rows, whole) = (Table::new(DType::F64, false), Table::new(DType::F64, true));
+    let x = tensor("x", &[4, 5], DType::F64);
+    let of = |t: &Table, lora: Option<&Lora>| {
+        let adapter = TableAdapter { lora, rows: t.rows.as_ref() };
+        ops::head_outputs(&t.params, &x, &t.table, adapter).unwrap()
+    };
+    assert!(relative(&of(&rows, None), &of(&whole, None)) < 1e-14);
+    // With LoRA beside the rows, what LoRA adds is the same.
+    let with_lora = |mut t: Table| {
+        let a = t.params.add("a", tensor("a", &[2, 5], DType::F64)).unwrap();
+        let b = t.params.add("b", tensor("b", &[9, 2], DType::F64)).unwrap();
+        let lora = Lora { a, b, scaling: SCALING, dropout: Dropout::Random(0.5), dora: None };
+        of(&t, Some(&lora))
+    };
+    assert!(relative(&with_lora(rows), &with_lora(whole)) < 1e-14);
+}
+
+#[test]
+fn trained_rows_that_cannot_be_are_refused() {
+    let mut params = Params::new();
+    let id = params.add("rows", Tensor::zeros(DType::F32, &[2, 5])).unwrap();
+    let wide = params.add("wide", Tensor::zeros(DType::F32, &[2, 6])).unwrap();
+    let table = params.add("table", Tensor::zeros(DType::F32, &[9, 5])).unwrap();
+    assert!(TrainedRows::new([], id).unwrap_err().to_string().contains("none"));
+    assert!(TrainedRows::new([3, 3], id).unwrap_err().to_string().contains("row 3 stands twice"));
+    let frozen = Weight::dense(Tensor::zeros(DType::F32, &[9, 5]));
+    let refused = |rows: TrainedRows, table: &Weight, words: &str| {
+        let mut tape = Tape::new(&params, Mode::Grad);
+        let ids: Arc<[u32]> = Arc::from([1u32, 2]);
+        let embedding = ops::embedding(&mut tape, &ids, table, (&rows).into(), 1.0, None, DType::F32);
+        let x = tape.constant(Tensor::zeros(DType::F32, &[2, 5]));
+        let loss =
+            ops::linear_cross_entropy(&mut tape, &x, table, (&rows).into(), &[1, 2], Logits::default());
+        for error in [embedding.unwrap_err(), loss.unwrap_err()] {
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    };
+    refused(TrainedRows::new([3, 9], id).unwrap(), &frozen, "index 9 is out of range");
+    refused(TrainedRows::new([3, 4], wide).unwrap(), &frozen, "trained rows");
+    refused(TrainedRows::new([3, 4], id).unwrap(), &Weight::Param(table), "'table' is trained whole");
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use loratune_engine::ops::{
-    self, Activation, AttentionConfig, Documents, Dropout, Logits, Lora, RmsNorm, RopeTable,
+    self, Activation, AttentionConfig, Documents, Dropout, Logits, Lora, RmsNorm, RopeTable, TableAdapter,
 };
 use loratune_engine::{Error, Tape, Tensor, Var, Weight};
 
@@ -196,7 +196,7 @@ fn split() -> Vec<Case> {
 fn embedding() -> Vec<Case> {
     vec![case("embedding", &[("table", &[7, 3])], |t, i| {
         let ids: Arc<[u32]> = Arc::from([3u32, 0, 6, 3, 3]);
-        ops::embedding(t, &ids, &Weight::Param(i.param(0)), None, 1.0, None, i.dtype())
+        ops::embedding(t, &ids, &Weight::Param(i.param(0)), TableAdapter::default(), 1.0, None, i.dtype())
     })]
 }
 
@@ -276,7 +276,7 @@ fn loss() -> Vec<Case> {
         let inputs = [("x", &[n, d][..]), ("head", &[v, d])];
         case(format!("linear_cross_entropy {n}x{d} over {v}{}", suffix(logits)), &inputs, move |t, i| {
             let (x, head) = (i.activation(t, 0), Weight::Param(i.param(1)));
-            Ok(ops::linear_cross_entropy(t, &x, &head, None, &targets, logits)?.loss)
+            Ok(ops::linear_cross_entropy(t, &x, &head, TableAdapter::default(), &targets, logits)?.loss)
         })
     };
     cases.into_iter().flat_map(|c| logits().map(|logits| of(c.clone(), logits))).collect()
@@ -298,10 +298,18 @@ fn shared() -> Vec<Case> {
     vec![case("tied embedding and head", &[("table", &[7, 3]), ("x", &[4, 3])], |t, i| {
         let table = Weight::Param(i.param(0));
         let ids: Arc<[u32]> = Arc::from([3u32, 0, 6, 3]);
-        let e = ops::embedding(t, &ids, &table, None, 1.0, None, i.dtype())?;
+        let e = ops::embedding(t, &ids, &table, TableAdapter::default(), 1.0, None, i.dtype())?;
         let x = i.activation(t, 1);
         let y = ops::add(t, &e, &x)?;
         let y = ops::add(t, &y, &x)?;
-        Ok(ops::linear_cross_entropy(t, &y, &table, None, &[1, -100, 6, 2], Logits::default())?.loss)
+        Ok(ops::linear_cross_entropy(
+            t,
+            &y,
+            &table,
+            TableAdapter::default(),
+            &[1, -100, 6, 2],
+            Logits::default(),
+        )?
+        .loss)
     })]
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use loratune_engine::ops::{
     self, Activation, AdamW, AttentionConfig, Documents, Dora, Dropout, Logits, Lora, RmsNorm, RopeTable,
-    RowNorm,
+    RowNorm, TableAdapter,
 };
 use loratune_engine::{DType, Gradients, Mode, ParamId, Params, Tape, Tensor, Var, Weight};
 use safetensors::SafeTensors;
@@ -137,7 +137,16 @@ impl Golden<'_> {
             }),
             "embedding" => self.check(&["table"], |t, p| {
                 let ids: Arc<[u32]> = self.ints("ids").iter().map(|&i| i as u32).collect();
-                ops::embedding(t, &ids, &Weight::Param(p("table")), None, 1.0, None, self.dtype).unwrap()
+                ops::embedding(
+                    t,
+                    &ids,
+                    &Weight::Param(p("table")),
+                    TableAdapter::default(),
+                    1.0,
+                    None,
+                    self.dtype,
+                )
+                .unwrap()
             }),
             "attention" => self.check(&["q", "k", "v"], |t, p| {
                 let ends = self.ints("cu_seqlens");
@@ -192,8 +201,16 @@ impl Golden<'_> {
                     if dora {
                         self.compare_norms(&ops::column_norms(t.params(), &table, &lora).unwrap());
                     }
-                    ops::embedding(t, &ids, &table, Some(&lora), self.param("embed_scale"), None, self.dtype)
-                        .unwrap()
+                    ops::embedding(
+                        t,
+                        &ids,
+                        &table,
+                        (&lora).into(),
+                        self.param("embed_scale"),
+                        None,
+                        self.dtype,
+                    )
+                    .unwrap()
                 })
             }
             "adapted_linear_cross_entropy" => {
@@ -203,7 +220,7 @@ impl Golden<'_> {
                     let (x, head) = (t.param(p("hidden")), Weight::dense(self.floats("head")));
                     let lora = self.adapter(p, &head, dora, false);
                     let out =
-                        ops::linear_cross_entropy(t, &x, &head, Some(&lora), &targets, Logits::default())
+                        ops::linear_cross_entropy(t, &x, &head, (&lora).into(), &targets, Logits::default())
                             .unwrap();
                     assert_eq!(out.tokens, self.size("trained"));
                     out.loss
@@ -215,7 +232,8 @@ impl Golden<'_> {
                 let softcap = self.case["params"]["softcap"].as_f64();
                 let (head, logits) =
                     (Weight::Param(p("head")), Logits { scale: self.param("scale"), softcap });
-                let out = ops::linear_cross_entropy(t, &x, &head, None, &targets, logits).unwrap();
+                let out = ops::linear_cross_entropy(t, &x, &head, TableAdapter::default(), &targets, logits)
+                    .unwrap();
                 assert_eq!(out.tokens, self.size("trained"));
                 out.loss
             }),

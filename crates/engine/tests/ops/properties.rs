@@ -1,7 +1,7 @@
 //! What is claimed of the ops beyond their gradients.
 
 use loratune_engine::ops::{
-    self, Activation, AttentionConfig, Documents, KvCache, Logits, RmsNorm, attention_cached,
+    self, Activation, AttentionConfig, Documents, KvCache, Logits, RmsNorm, TableAdapter, attention_cached,
 };
 use loratune_engine::rng::Key;
 use loratune_engine::{DType, Gradients, Mode, Params, Tape, Tensor, Weight};
@@ -131,10 +131,19 @@ fn the_loss_is_that_of_the_logits_that_generation_sees() {
     let x = tape.constant(x);
     let head = Weight::dense(head);
     for logits in crate::cases::logits() {
-        let fused = ops::linear_cross_entropy(&mut tape, &x, &head, None, &targets, logits).unwrap();
+        let fused =
+            ops::linear_cross_entropy(&mut tape, &x, &head, TableAdapter::default(), &targets, logits)
+                .unwrap();
         let u = ops::linear(&mut tape, &x, &head, None, None).unwrap();
         let y = tape.constant(logits.apply(u.value().clone()).unwrap());
-        let apart = ops::linear_cross_entropy(&mut tape, &y, &identity, None, &targets, Logits::default());
+        let apart = ops::linear_cross_entropy(
+            &mut tape,
+            &y,
+            &identity,
+            TableAdapter::default(),
+            &targets,
+            Logits::default(),
+        );
         let apart = apart.unwrap();
         assert!((fused.loss.value().item() - apart.loss.value().item()).abs() < 1e-12, "{logits:?}");
         assert_eq!((fused.tokens, fused.correct), (apart.tokens, apart.correct), "{logits:?}");
@@ -190,7 +199,8 @@ fn what_does_not_fit_is_refused_by_name() {
     for logits in
         all.into_iter().chain([0.0, -1.0, f64::INFINITY].map(|c| Logits { scale: 1.0, softcap: Some(c) }))
     {
-        let loss = ops::linear_cross_entropy(&mut tape, &x, &head, None, &[1, 2, 3], logits);
+        let loss =
+            ops::linear_cross_entropy(&mut tape, &x, &head, TableAdapter::default(), &[1, 2, 3], logits);
         let error = loss.unwrap_err().to_string();
         assert!(error.contains("expected a number"), "{error}");
         assert!(logits.apply(x.value().clone()).is_err());

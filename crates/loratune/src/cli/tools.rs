@@ -40,7 +40,7 @@ pub struct MergeArgs {
 #[command(
     after_help = "Example: loratune unmerge --model models/mine --adapter runs/first --output models/base-again\n\
                   LoRA is taken out up to the rounding of the merged weights; DoRA needs the norms that merging wrote. An \
-                  adapter that replaced weights (modules_to_save, biases) can't be taken out."
+                  adapter that replaced weights (modules_to_save, trained rows, biases) can't be taken out."
 )]
 pub struct UnmergeArgs {
     /// The model that the adapter was merged into.

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 use loratune_data::{DatasetSource, DatasetSpec, EncodeOptions, load_examples};
 use loratune_engine::DType;
-use loratune_model::files::peft::{self, AdapterConfig, ModuleNames};
+use loratune_model::files::peft::{self, AdapterConfig, ModuleNames, TokenIndices};
 use loratune_model::files::{FileDType, ModelFiles};
 use loratune_tokenizer::{SpecialToken, TokenizerBundle};
 use serde_json::{Value, json};
@@ -154,6 +154,9 @@ fn adapter(args: &InspectArgs) -> Result<()> {
         None => "PEFT's default".to_string(),
     };
     out += &field("targets", format!("{targets} ({modules} modules)"));
+    if let Some(rows) = &config.trainable_token_indices {
+        out += &field("rows", trained_rows(rows));
+    }
     out += &field("parameters", format!("{}, {}", thousands(parameters as u64), bytes(size)));
     out += &field("base", config.base_model_name_or_path.as_deref().unwrap_or("not named"));
     if let Some(model) = &args.model {
@@ -161,6 +164,24 @@ fn adapter(args: &InspectArgs) -> Result<()> {
     }
     output::print(&out)?;
     Ok(())
+}
+
+/// Tokens whose rows are trained, the first of them by id.
+fn trained_rows(indices: &TokenIndices) -> String {
+    const SHOWN: usize = 8;
+    let list = |ids: &[i64]| {
+        let shown: Vec<String> = ids.iter().take(SHOWN).map(i64::to_string).collect();
+        let more = if ids.len() > SHOWN { format!(" … ({} tokens)", ids.len()) } else { String::new() };
+        format!("{}{more}", shown.join(", "))
+    };
+    match indices {
+        TokenIndices::OfEmbedding(ids) => format!("{} of the embedding", list(ids)),
+        TokenIndices::ByModule(modules) => {
+            let each: Vec<String> =
+                modules.iter().map(|(name, ids)| format!("{} of {name}", list(ids))).collect();
+            each.join("; ")
+        }
+    }
 }
 
 fn method(config: &AdapterConfig) -> &'static str {

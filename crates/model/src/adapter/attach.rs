@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::init::{self, StartingPoint};
 use super::plan::Site;
 use super::saved::{self, SavedTensors};
-use super::{AdapterSpec, Init};
+use super::{AdapterSpec, Init, tokens};
 use crate::decoder::{Decoder, Matrix, WeightSource};
 use crate::error::{Error, Result};
 use crate::files::RawTensor;
@@ -84,8 +84,9 @@ pub fn attach(
         taken: BTreeMap::new(),
         replaced: BTreeMap::new(),
     };
+    tokens::put(decoder, params, &spec.token_rows(decoder.spec())?)?;
     if let Start::Saved(tensors) | Start::Resumed(tensors) = start {
-        let saved = SavedTensors::new(tensors, &sites, params, spec.use_dora);
+        let saved = SavedTensors::new(tensors, &sites, decoder, params, spec.use_dora);
         saved.check_names()?;
         saved.read_trained(params)?;
         attached.replaced = saved.base_weights(decoder)?;

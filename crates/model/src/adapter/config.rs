@@ -42,6 +42,8 @@ impl AdapterSpec {
             use_dora: config.use_dora,
             bias: Bias::ALL.into_iter().find(|b| b.name() == config.bias).unwrap_or_default(),
             modules_to_save: config.modules_to_save.clone().unwrap_or_default(),
+            token_indices: config.trainable_token_indices.clone(),
+            ensure_weight_tying: config.ensure_weight_tying,
             init: init(&config.init_lora_weights)?,
         })
     }
@@ -76,6 +78,8 @@ impl AdapterSpec {
             use_dora: self.use_dora,
             bias: self.bias.name().into(),
             modules_to_save: (!self.modules_to_save.is_empty()).then(|| self.modules_to_save.clone()),
+            trainable_token_indices: self.token_indices.clone(),
+            ensure_weight_tying: self.ensure_weight_tying,
             init_lora_weights: match self.init {
                 // In either form the base that the file belongs to is not to be changed again.
                 Init::Kaiming | Init::Pissa | Init::PissaNiter(_) | Init::Olora => {

@@ -7,6 +7,7 @@ use loratune_engine::{DType, Params, Tensor};
 
 use super::Attached;
 use super::attach::stored_name;
+use super::tokens;
 use crate::decoder::{Decoder, Matrix};
 use crate::error::{Error, Result};
 use crate::files::{FileDType, ModelFiles};
@@ -75,7 +76,7 @@ fn merged_weight(matrix: &Matrix, mut w: Tensor, params: &Params, norms: &mut No
 }
 
 /// Writes the model's folder with the decoder's adapters folded into the weights of `files`, in type `dtype`: W + s·B·A
-/// with DoRA's magnitudes, and the trained modules and biases in place of the base's. Weights are read, merged in f32
+/// with DoRA's magnitudes, and the trained modules, rows and biases in place of the base's. Weights are read, merged in f32
 /// and rounded once, one at a time. A head that shared the embedding's weight and no longer equals it is written by itself.
 ///
 /// Returns DoRA's norms, which [`unmerge`] needs.
@@ -105,6 +106,7 @@ pub fn merge(
                 {
                     w.add_assign(&b.matmul(a, -lora.scaling)?)?;
                 }
+                tokens::put_into(&mut w, matrix, params)?;
                 merged_weight(matrix, w, params, &mut norms)?
             }
             (None, None) => base(name)?,
@@ -167,10 +169,11 @@ pub fn unmerge(
     dtype: FileDType,
 ) -> Result<()> {
     let spec = &attached.spec;
-    if !spec.modules_to_save.is_empty() || spec.bias != super::Bias::None || !attached.replaced.is_empty() {
+    let replaces = !spec.modules_to_save.is_empty() || spec.bias != super::Bias::None;
+    if replaces || spec.token_indices.is_some() || !attached.replaced.is_empty() {
         return Err(Error::Invalid(
-            "the adapter replaces weights of the base (modules_to_save, bias, embeddings), and the merged model no \
-             longer holds what they replaced: use the base itself"
+            "the adapter replaces weights of the base (modules_to_save, trainable_token_indices, bias, embeddings), and the \
+             merged model no longer holds what they replaced: use the base itself"
                 .into(),
         ));
     }

@@ -13,6 +13,7 @@ mod merge;
 mod plan;
 mod saved;
 mod target;
+mod tokens;
 
 use attach::base_weight;
 pub(crate) use attach::stored_name;
@@ -26,6 +27,7 @@ pub use target::Targets;
 use std::collections::BTreeMap;
 
 use crate::error::Result;
+pub use crate::files::peft::TokenIndices;
 
 /// Which biases are trained with the adapters (PEFT's `bias`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -73,6 +75,10 @@ pub struct AdapterSpec {
     pub bias: Bias,
     /// Modules that are trained and saved whole; each the end of a module's path.
     pub modules_to_save: Vec<String>,
+    /// Tokens whose rows in the embedding or the head are trained by themselves (PEFT's `trainable_token_indices`).
+    pub token_indices: Option<TokenIndices>,
+    /// Embedding and head that share a table must not be given different trained rows.
+    pub ensure_weight_tying: bool,
     pub init: Init,
 }
 
@@ -93,6 +99,8 @@ impl Default for AdapterSpec {
             use_dora: false,
             bias: Bias::None,
             modules_to_save: Vec::new(),
+            token_indices: None,
+            ensure_weight_tying: false,
             init: Init::Kaiming,
         }
     }

@@ -44,7 +44,7 @@ impl AdapterSpec {
         let matrices = model.matrices();
         let chosen = self.targets.choose(&matrices, self)?;
         let saved = self.saved_tensors(model)?;
-        chosen
+        let sites: Vec<Site> = chosen
             .into_iter()
             .map(|i| {
                 let matrix = matrices[i].clone();
@@ -59,11 +59,13 @@ impl AdapterSpec {
                 }
                 Ok(site)
             })
-            .collect()
+            .collect::<Result<_>>()?;
+        self.check_rows(&sites, model)?;
+        Ok(sites)
     }
 
     /// The tensors of `modules_to_save`.
-    fn saved_tensors(&self, model: &DecoderSpec) -> Result<BTreeSet<String>> {
+    pub(super) fn saved_tensors(&self, model: &DecoderSpec) -> Result<BTreeSet<String>> {
         if self.modules_to_save.is_empty() {
             return Ok(BTreeSet::new());
         }
@@ -82,8 +84,9 @@ impl AdapterSpec {
     /// The model's own tensors that are trained beside the adapters: `modules_to_save` and biases.
     ///
     /// # Errors
-    /// If a name matches nothing, or there is no bias to train.
+    /// If a name matches nothing, there is no bias to train, or rows that are trained by themselves can't be.
     pub fn trained(&self, model: &DecoderSpec) -> Result<Trained> {
+        self.token_rows(model)?;
         let saved = self.saved_tensors(model)?;
         let mut names = saved.clone();
         match self.bias {

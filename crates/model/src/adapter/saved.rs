@@ -6,6 +6,7 @@ use loratune_engine::{DType, ParamId, Params, Tensor};
 
 use super::Attached;
 use super::plan::Site;
+use super::tokens::ROWS;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::files::RawTensor;
@@ -47,17 +48,37 @@ fn trained_keys(name: &str, adapted: &BTreeSet<&str>) -> Vec<String> {
     }
 }
 
+/// The key of a base weight that comes along with an adapter: PEFT wraps adapted modules, and ones with trained rows.
+fn base_key(name: &str, adapted: &BTreeSet<&str>, with_rows: &BTreeSet<&str>) -> String {
+    let Some(path) = name.strip_suffix(".weight") else { return format!("{PREFIX}{name}") };
+    let adapter = if adapted.contains(path) { ".base_layer" } else { "" };
+    let rows = if with_rows.contains(path) { ".token_adapter.base_layer" } else { "" };
+    format!("{PREFIX}{path}{adapter}{rows}.weight")
+}
+
+/// The paths of matrices with trained rows.
+fn with_rows(decoder: &Decoder) -> BTreeSet<&str> {
+    decoder.matrices().filter(|m| m.rows.is_some()).map(|m| m.path.as_str()).collect()
+}
+
 /// The tensors of an adapter's file beside what a spec makes of them.
 pub(super) struct SavedTensors<'a> {
     tensors: &'a Tensors,
     adapted: BTreeSet<&'a str>,
+    with_rows: BTreeSet<&'a str>,
     /// A, B and magnitudes.
     factors: Vec<String>,
     trained: Vec<(ParamId, Vec<String>)>,
 }
 
 impl<'a> SavedTensors<'a> {
-    pub fn new(tensors: &'a Tensors, sites: &'a [Site], params: &Params, dora: bool) -> SavedTensors<'a> {
+    pub fn new(
+        tensors: &'a Tensors,
+        sites: &'a [Site],
+        decoder: &Decoder,
+        params: &Params,
+        dora: bool,
+    ) -> SavedTensors<'a> {
         let adapted: BTreeSet<&str> = sites.iter().map(|s| s.matrix.path.as_str()).collect();
         let factors = sites
             .iter()
@@ -65,7 +86,9 @@ impl<'a> SavedTensors<'a> {
             .map(|name| format!("{PREFIX}{name}"))
             .collect();
         let trained = params.ids().map(|id| (id, trained_keys(params.name(id), &adapted))).collect();
-        SavedTensors { tensors, adapted, factors, trained }
+        let rows = with_rows(decoder);
+        let with_rows = [EMBEDDING, HEAD].into_iter().filter(|path| rows.contains(path)).collect();
+        SavedTensors { tensors, adapted, with_rows, factors, trained }
     }
 
     /// The tensors of the base that PEFT saves along when embeddings are adapted or resized, with the names that they
@@ -75,8 +98,8 @@ impl<'a> SavedTensors<'a> {
         [EMBEDDING, HEAD]
             .iter()
             .map(|path| {
-                let layer = if self.adapted.contains(path) { ".base_layer" } else { "" };
-                (format!("{PREFIX}{path}{layer}.weight"), format!("{path}.weight"))
+                let name = format!("{path}.weight");
+                (base_key(&name, &self.adapted, &self.with_rows), name)
             })
             .filter(|(key, _)| self.tensors.contains_key(key) && !trained.contains(key))
             .collect()
@@ -105,8 +128,11 @@ impl<'a> SavedTensors<'a> {
         }
         let base = self.base_names();
         used.extend(base.iter().map(|(key, _)| key.as_str()));
+        // PEFT writes a tied head's rows, which are the embedding's, once more where the vocabulary was resized.
+        let copy = format!("{PREFIX}{HEAD}.{ROWS}");
+        let copied = |k: &String| *k == copy && self.with_rows.contains(HEAD);
         // What a saved module was before it was trained, which PEFT writes with some.
-        let known = |k: &String| used.contains(k.as_str()) || k.contains(".original_module.");
+        let known = |k: &String| used.contains(k.as_str()) || k.contains(".original_module.") || copied(k);
         match self.tensors.keys().find(|k| !known(k)) {
             None => Ok(()),
             Some(extra) => Err(Error::Invalid(format!(
@@ -204,6 +230,15 @@ impl Attached {
     fn doubles(&self, form: Form) -> bool {
         form == Form::Plain && self.spec.init.changes_base()
     }
+
+    /// The base weights that come along, with their keys.
+    pub(super) fn base_keys<'a>(
+        &'a self,
+        decoder: &'a Decoder,
+    ) -> impl Iterator<Item = (String, &'a Tensor)> {
+        let (adapted, rows) = (adapted(decoder), with_rows(decoder));
+        self.replaced.iter().map(move |(name, value)| (base_key(name, &adapted, &rows), value))
+    }
 }
 
 /// PEFT's files of a decoder's adapters: the configuration (for a base of this name), and every trained tensor in f32
@@ -241,17 +276,9 @@ pub fn adapter_files(
             };
             Ok((trained_keys(params.name(id), &adapted).swap_remove(0), value))
         })
-        .chain(attached.replaced.iter().map(|(name, value)| Ok((base_key(name, &adapted), value.clone()))))
+        .chain(attached.base_keys(decoder).map(|(key, value)| Ok((key, value.clone()))))
         .collect::<Result<_>>()?;
     Ok((attached.spec.to_config(base, &attached.targets, doubles), tensors))
-}
-
-/// The key of a base weight that comes along with an adapter.
-fn base_key(name: &str, adapted: &BTreeSet<&str>) -> String {
-    match name.strip_suffix(".weight").filter(|path| adapted.contains(path)) {
-        Some(path) => format!("{PREFIX}{path}.base_layer.weight"),
-        None => format!("{PREFIX}{name}"),
-    }
 }
 
 fn adapted(decoder: &Decoder) -> BTreeSet<&str> {
@@ -331,6 +358,7 @@ pub fn initial_files(
         use_dora: false,
         bias: "none".into(),
         modules_to_save: None,
+        trainable_token_indices: None,
         ..attached.spec.to_config(base, &attached.targets, false)
     };
     let mut tensors = Vec::new();

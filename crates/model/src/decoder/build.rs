@@ -105,7 +105,7 @@ impl Builder<'_> {
     }
 
     fn table(&self, path: &str, kind: MatrixKind, weight: Weight, shape: [usize; 2]) -> Matrix {
-        Matrix { path: path.into(), kind, weight, bias: None, shape, adapter: None }
+        Matrix { path: path.into(), kind, weight, bias: None, shape, adapter: None, rows: None }
     }
 
     /// The head: a matrix of its own, or the embedding's.
@@ -128,7 +128,8 @@ impl Builder<'_> {
             true => Some(self.weight(format!("{path}.bias"), &[out])?),
             false => None,
         };
-        Ok(Matrix { path, kind: MatrixKind::Linear, weight, bias, shape: [out, input], adapter: None })
+        let kind = MatrixKind::Linear;
+        Ok(Matrix { path, kind, weight, bias, shape: [out, input], adapter: None, rows: None })
     }
 
     fn linears(&mut self, layer: usize, shapes: Vec<LinearShape>) -> Result<Vec<Matrix>> {

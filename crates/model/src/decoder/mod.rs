@@ -5,7 +5,9 @@ mod build;
 mod cache;
 mod rotation;
 
-use loratune_engine::ops::{self, AttentionConfig, Lora, LossOutput, RmsNorm, RowNorm};
+use loratune_engine::ops::{
+    self, AttentionConfig, Lora, LossOutput, RmsNorm, RowNorm, TableAdapter, TrainedRows,
+};
 use loratune_engine::{DType, FrozenWeight, Mode, Params, Tape, Tensor, Var, Weight};
 
 use block::Pass;
@@ -29,6 +31,9 @@ pub struct Matrix {
     pub shape: [usize; 2],
     /// Of an embedding, A is `[r, vocabulary]` and B `[hidden, r]`; else A is `[r, in]` and B `[out, r]`.
     pub adapter: Option<Lora>,
+    /// Rows of the embedding or the head that are trained by themselves and stand in the place of the weight's. A tied head
+    /// has the embedding's.
+    pub rows: Option<TrainedRows>,
 }
 
 impl Matrix {
@@ -38,6 +43,11 @@ impl Matrix {
             MatrixKind::Embedding => ops::column_norms(params, &self.weight, lora)?,
             _ => ops::row_norms(params, &self.weight, lora)?,
         })
+    }
+
+    /// What is trained on the embedding or the head.
+    fn table_adapter(&self) -> TableAdapter<'_> {
+        TableAdapter { lora: self.adapter.as_ref(), rows: self.rows.as_ref() }
     }
 
     fn forward(&self, tape: &mut Tape<'_>, x: &Var) -> Result<Var> {
@@ -179,10 +189,12 @@ impl Decoder {
         [&mut self.embedding].into_iter().chain(blocks).chain([&mut self.head])
     }
 
-    /// Whether head and embedding, shared in the files, have become two: one is adapted, or trained by itself.
+    /// Whether head and embedding, shared in the files, have become two: one is adapted, or trained by itself, or has other
+    /// trained rows.
     pub fn is_untied(&self) -> bool {
-        let own = self.spec.tied_head && self.head.weight.param() != self.embedding.weight.param();
-        own || (self.spec.tied_head && (self.head.adapter.is_some() || self.embedding.adapter.is_some()))
+        let [head, embedding] = [&self.head, &self.embedding];
+        let own = head.weight.param() != embedding.weight.param() || head.rows != embedding.rows;
+        self.spec.tied_head && (own || head.adapter.is_some() || embedding.adapter.is_some())
     }
 
     /// Noise on the embeddings in training passes.
@@ -223,7 +235,7 @@ impl Decoder {
         };
         let table = &self.embedding;
         let scale = self.spec.embedding_scale;
-        let (adapter, padding) = (table.adapter.as_ref(), self.spec.padding);
+        let (adapter, padding) = (table.table_adapter(), self.spec.padding);
         let mut x = ops::embedding(tape, &batch.ids, &table.weight, adapter, scale, padding, self.dtype)?;
         if let Some(neftune) = &self.neftune {
             x = ops::uniform_noise(tape, &x, &neftune.magnitudes(batch, self.spec.hidden_size, scale))?;
@@ -254,7 +266,7 @@ impl Decoder {
             tape,
             &x,
             &self.head.weight,
-            self.head.adapter.as_ref(),
+            self.head.table_adapter(),
             &batch.targets,
             self.spec.logits,
         )?)
@@ -269,8 +281,12 @@ impl Decoder {
 
     fn project_to_vocabulary(&self, tape: &mut Tape<'_>, hidden: Tensor) -> Result<Tensor> {
         // In the compute type: logits are compared and sampled from, and bf16 would tie close ones.
-        let x = tape.constant(hidden.to_dtype(self.dtype.compute()));
-        Ok(self.spec.logits.apply(self.head.forward(tape, &x)?.value().clone())?)
+        let (x, head) = (hidden.to_dtype(self.dtype.compute()), &self.head);
+        let outputs = match &head.rows {
+            Some(_) => ops::head_outputs(tape.params(), &x, &head.weight, head.table_adapter())?,
+            None => head.forward(tape, &tape.constant(x))?.value().clone(),
+        };
+        Ok(self.spec.logits.apply(outputs)?)
     }
 
     /// Where the first non-finite value of a forward pass appears, by module path.

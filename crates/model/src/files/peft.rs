@@ -25,6 +25,17 @@ pub enum ModuleNames {
     Pattern(String),
 }
 
+/// Tokens whose rows of a table are trained by themselves. Ids are as they are in the file: a model decides which of them are
+/// tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TokenIndices {
+    /// Rows of the embedding (and of a head that is tied to it).
+    OfEmbedding(Vec<i64>),
+    /// By module (`embed_tokens`, `lm_head`), each the end of a path.
+    ByModule(BTreeMap<String, Vec<i64>>),
+}
+
 /// How A and B started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -74,6 +85,11 @@ pub struct AdapterConfig {
     pub alpha_pattern: BTreeMap<String, f64>,
     /// Modules that are trained and saved whole.
     pub modules_to_save: Option<Vec<String>>,
+    /// Tokens whose rows in the embedding or the head are trained by themselves.
+    pub trainable_token_indices: Option<TokenIndices>,
+    /// Embedding and head that share a table must not be given different trained rows.
+    #[serde(deserialize_with = "nullable")]
+    pub ensure_weight_tying: bool,
     /// Only these blocks are adapted (one index or a list in the file).
     #[serde(deserialize_with = "one_or_many")]
     pub layers_to_transform: Option<Vec<usize>>,
@@ -108,6 +124,8 @@ impl Default for AdapterConfig {
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
             modules_to_save: None,
+            trainable_token_indices: None,
+            ensure_weight_tying: false,
             layers_to_transform: None,
             layers_pattern: None,
             fan_in_fan_out: false,
@@ -138,14 +156,12 @@ fn one_or_many<'de, D: Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<O
 const REFUSED: &[&str] = &[
     "alora_invocation_tokens",
     "arrow_config",
-    "ensure_weight_tying",
     "kasa_config",
     "layer_replication",
     "lora_bias",
     "megatron_config",
     "monteclora_config",
     "target_parameters",
-    "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
     "velora_config",
@@ -183,8 +199,17 @@ impl AdapterConfig {
                 return Err(Error::field(path, name, "is missing"));
             }
         }
-        let config: AdapterConfig = serde_json::from_value(value)
+        if let Some(value) = map.get("trainable_token_indices").filter(|v| !v.is_null())
+            && TokenIndices::deserialize(value).is_err()
+        {
+            let detail = format!("is {value}; it must be a list of token ids, or such lists by module");
+            return Err(Error::field(path, "trainable_token_indices", detail));
+        }
+        let mut config: AdapterConfig = serde_json::from_value(value)
             .map_err(|e| Error::damaged(path, format!("a field is not as PEFT writes it: {e}")))?;
+        // Rows of no module: nothing is asked for.
+        let none = |t: &TokenIndices| matches!(t, TokenIndices::ByModule(modules) if modules.is_empty());
+        config.trainable_token_indices = config.trainable_token_indices.filter(|t| !none(t));
         config.check(path)?;
         Ok(config)
     }
@@ -210,10 +235,32 @@ impl AdapterConfig {
                 format!("is {}; it must be at least 0 and below 1", self.lora_dropout),
             );
         }
+        if self.ensure_weight_tying && self.changes_whole_tables() {
+            return field(
+                "ensure_weight_tying",
+                "is true and embed_tokens or lm_head is in target_modules or modules_to_save: training the two as one is not \
+                 supported"
+                    .into(),
+            );
+        }
         if !["none", "all", "lora_only"].contains(&self.bias.as_str()) {
             return field("bias", format!("is `{}`; it must be none, all or lora_only", self.bias));
         }
         Ok(())
+    }
+
+    /// Whether embedding or head is adapted or trained whole, as PEFT finds out for `ensure_weight_tying`.
+    fn changes_whole_tables(&self) -> bool {
+        let is_table = |name: &String| {
+            let last = name.rsplit('.').next().unwrap_or(name);
+            ["embed_tokens", "lm_head"].contains(&last)
+        };
+        let adapted = match &self.target_modules {
+            Some(ModuleNames::List(names)) => names.iter().any(is_table),
+            Some(ModuleNames::Pattern(p)) => p.contains("embed_tokens") || p.contains("lm_head"),
+            None => false,
+        };
+        adapted || self.modules_to_save.iter().flatten().any(is_table)
     }
 
     /// As PEFT saves it: the fields that all readers of PEFT adapters know, sorted, `inference_mode` true.
@@ -250,6 +297,12 @@ impl AdapterConfig {
         if let Some(exclude) = &self.exclude_modules {
             // Old readers don't know this one; it only appears when it says something.
             fields.insert("exclude_modules", json!(exclude));
+        }
+        if let Some(indices) = &self.trainable_token_indices {
+            fields.insert("trainable_token_indices", json!(indices));
+        }
+        if self.ensure_weight_tying {
+            fields.insert("ensure_weight_tying", json!(true));
         }
         Value::Object(fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
     }

@@ -195,7 +195,6 @@ const NOT_YET_PEFT: &[&str] = &[
     "lora_ga_config",
     "megatron_config",
     "target_parameters",
-    "trainable_token_indices",
     "use_qalora",
 ];
 

@@ -5,6 +5,7 @@
 
 use super::choices::*;
 use super::field::{Field, Iterations, Kwargs, Limit, Problem, Resume, Signed, Steps, Targets};
+use super::tokens::TrainedTokens;
 use super::value::Value;
 
 /// Whose meaning a key has.
@@ -207,7 +208,7 @@ run_config! {
         /// stands in the place of add_special_tokens.
         new_special_tokens_config: Option<String> = None, LlamaFactory;
         /// Give embedding and head rows for tokens that have none, up to the next multiple of 64; with `lora` both are then
-        /// trained whole unless modules_to_save says otherwise.
+        /// trained whole unless modules_to_save or trainable_token_indices says otherwise.
         resize_vocab: bool = false, LlamaFactory;
         /// How new rows start: `noise_init` (the mean of the old rows, and noise of 1/√hidden size), `desc_init` (the mean of the
         /// description's tokens in new_special_tokens_config), `desc_init_w_noise` (that, and noise).
@@ -256,6 +257,9 @@ run_config! {
         bias: Bias = Bias::None, Peft;
         /// Modules to train and save whole beside the adapters, such as `embed_tokens, lm_head`.
         modules_to_save: Vec<String> = Vec::new(), Peft, alias "additional_target";
+        /// Tokens, by id or as they are written, whose rows in the embedding are trained by themselves, and in the head if it
+        /// is tied to it; or rows by module: `{embed_tokens: [5, 7], lm_head: [5]}`.
+        trainable_token_indices: Option<TrainedTokens> = None, Peft, words "none";
         /// LoRA+: learning rate of B as a multiple of A's; 0 is off, 1 is plain LoRA.
         loraplus_lr_ratio: Option<f64> = None, LlamaFactory, rule NOT_NEGATIVE, words "off";
         /// LoRA+: learning rate of adapters on embeddings, of A and B as in PEFT (in LLaMA-Factory of B only).

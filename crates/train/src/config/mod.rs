@@ -11,6 +11,7 @@ mod field;
 mod keys;
 mod load;
 mod render;
+mod tokens;
 mod unused;
 mod validate;
 mod value;
@@ -24,6 +25,7 @@ pub use choices::{
 pub use error::{ConfigError, Entry, Origin};
 pub use field::{Field, Iterations, Kwargs, Limit, Problem, Resume, Signed, Steps, Targets};
 pub use keys::{KEYS, Key, Rule, RunConfig, Source};
+pub use tokens::{TokenRef, TrainedTokens};
 pub use value::Value;
 
 /// Where each key's value came from; keys that are absent here stand at their default.

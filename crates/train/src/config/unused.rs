@@ -24,6 +24,7 @@ const OF_NEW_ADAPTERS: &[&str] = &[
     "use_dora",
     "bias",
     "modules_to_save",
+    "trainable_token_indices",
 ];
 
 /// What any run with adapters obeys.

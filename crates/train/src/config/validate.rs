@@ -33,7 +33,8 @@ impl RunConfig {
     /// With adapters, what resizing the vocabulary trains whole if nobody says what to train: embedding and head, those left
     /// out that are adapted by name.
     fn tables_of_resizing(&self) -> Option<Vec<String>> {
-        let asked = self.resize_vocab && self.makes_adapters() && self.modules_to_save.is_empty();
+        let said = !self.modules_to_save.is_empty() || self.trainable_token_indices.is_some();
+        let asked = self.resize_vocab && self.makes_adapters() && !said;
         let adapted = |table: &str| match &self.lora_target {
             Targets::Names(names) => names.iter().any(|n| n.rsplit('.').next() == Some(table)),
             _ => false,
@@ -226,6 +227,12 @@ impl Loaded {
             return self.conflict(
                 &["unfrozen_parameters", "finetuning_type"],
                 "it chooses among the weights that full fine-tuning trains; with lora, name whole modules in modules_to_save",
+            );
+        }
+        if c.trainable_token_indices.is_some() && c.finetuning_type != Finetuning::Lora {
+            return self.conflict(
+                &["trainable_token_indices", "finetuning_type"],
+                "rows are trained by themselves beside adapters only; use finetuning_type: lora, or train the embedding whole",
             );
         }
         if c.lora_plus() && c.learning_rate == 0.0 {

@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::error::Result;
-use crate::ops::Lora;
+use crate::error::{Error, Result};
 use crate::ops::linear::{Factors, Mask, Scale, difference, scale_gradient};
+use crate::ops::rows::HeadWeight;
+use crate::ops::{Lora, TableAdapter};
 use crate::tape::Tape;
-use crate::{FrozenWeight, ParamId, Real, Tensor, Weight};
+use crate::{ParamId, Real, Tensor, Weight};
 
 /// The head's output for a chunk, and with DoRA the unscaled one that dm needs.
 pub(super) struct Outputs<R> {
@@ -44,9 +45,26 @@ pub(super) struct HeadAdapter<'a, R> {
 }
 
 impl<'a, R: Real> HeadAdapter<'a, R> {
+    /// As [`HeadAdapter::new`], if there is an adapter.
+    pub fn of<'p: 'a>(
+        tape: &mut Tape<'p>,
+        adapter: TableAdapter<'a>,
+        head: &Weight,
+        x: &[R],
+        rows: &[usize],
+        tokens: usize,
+    ) -> Result<Option<HeadAdapter<'a, R>>> {
+        let Some(lora) = adapter.lora else { return Ok(None) };
+        if adapter.rows.is_some() && lora.dora.is_some() {
+            // Its norms would be those of the trained rows, which change in every step.
+            return Err(Error::Invalid("the head has a DoRA and trained rows at once".into()));
+        }
+        HeadAdapter::new(tape, lora, head, x, rows, tokens).map(Some)
+    }
+
     /// For the trained `rows` of `tokens`, whose inputs are `x`. Takes the tape's next key if there is random dropout,
     /// whose numbers are counted over the trained rows.
-    pub fn new<'p: 'a>(
+    fn new<'p: 'a>(
         tape: &mut Tape<'p>,
         lora: &'a Lora,
         head: &Weight,
@@ -88,7 +106,7 @@ impl<'a, R: Real> HeadAdapter<'a, R> {
     }
 
     /// The head's outputs for some `rows` of x.
-    pub fn outputs(&self, w: &FrozenWeight, x: &[R], rows: &Range<usize>) -> Result<Outputs<R>> {
+    pub fn outputs(&self, w: &HeadWeight<'_, R>, x: &[R], rows: &Range<usize>) -> Result<Outputs<R>> {
         let (n, hidden) = (rows.len(), self.f.cols);
         let seen = match (&self.scale, &self.dropped) {
             (Some(_), Some(dropped)) => dropped,
@@ -111,7 +129,7 @@ impl<'a, R: Real> HeadAdapter<'a, R> {
     /// Takes the gradient of the outputs of some `rows` into the gradients, and adds its product with W to the end of `dx` if it's wanted.
     pub fn backward(
         &mut self,
-        w: &FrozenWeight,
+        w: &HeadWeight<'_, R>,
         outputs: Outputs<R>,
         rows: &Range<usize>,
         dx: Option<&mut Vec<R>>,
@@ -119,7 +137,7 @@ impl<'a, R: Real> HeadAdapter<'a, R> {
         let (n, mut dz) = (rows.len(), outputs.y);
         if let Some(scale) = &self.scale {
             if dx.is_some() && !self.mask.is_none() {
-                self.clean.extend_from_slice(&w.times(&dz, n)?);
+                self.clean.extend_from_slice(&w.times(&mut dz, n)?);
             }
             let dots = scale_gradient(&mut dz, &outputs.unscaled, &scale.g);
             self.dots.iter_mut().zip(dots).for_each(|(sum, d)| *sum += d);
@@ -127,7 +145,7 @@ impl<'a, R: Real> HeadAdapter<'a, R> {
         let dh = self.f.up_backward(&dz, part(&self.h, rows, self.f.r), n, &mut self.db);
         self.dh.extend_from_slice(&dh);
         if let Some(dx) = dx {
-            dx.extend_from_slice(&w.times(&dz, n)?);
+            dx.extend_from_slice(&w.times(&mut dz, n)?);
         }
         Ok(())
     }

@@ -8,11 +8,14 @@ use super::adapter::{HeadAdapter, Outputs};
 use super::logits::LogitMap;
 use crate::error::Result;
 use crate::gemm::{Mat, MatMut, Threads, matmul};
+use crate::isa::vectorised;
+use crate::ops::rows::HeadWeight;
+use crate::pool;
 use crate::ops::softmax::{exponentials, largest};
-use crate::{FrozenWeight, ParamId, Real, Tensor};
+use crate::{ParamId, Real, Tensor};
 
 /// Logits that are in memory at a time: rows × vocabulary elements.
-const CHUNK_LOGITS: usize = 8 << 20;
+const CHUNK_LOGITS: usize = 16 << 20;
 
 #[derive(Default)]
 pub(super) struct Sums {
@@ -23,7 +26,7 @@ pub(super) struct Sums {
 
 /// One pass over the trained rows x `[n, hidden]` under the head W `[vocabulary, hidden]`.
 pub(super) struct Run<'a, R> {
-    w: &'a FrozenWeight,
+    w: HeadWeight<'a, R>,
     x: &'a [R],
     adapter: Option<HeadAdapter<'a, R>>,
     logits: LogitMap<R>,
@@ -34,20 +37,23 @@ pub(super) struct Run<'a, R> {
     /// dy·W of the rows so far, y the head's outputs.
     dx: Option<Vec<R>>,
     dw: Option<Vec<R>>,
+    /// Of the head's trained rows.
+    drows: Option<(ParamId, Vec<R>)>,
 }
 
 impl<'a, R: Real> Run<'a, R> {
     pub fn new(
-        w: &'a FrozenWeight,
+        w: HeadWeight<'a, R>,
         x: &'a [R],
         adapter: Option<HeadAdapter<'a, R>>,
         logits: LogitMap<R>,
         want_grad: bool,
         want_dx: bool,
         want_dw: bool,
-    ) -> Result<Run<'a, R>> {
-        let (vocabulary, hidden) = w.matrix("linear_cross_entropy")?;
-        Ok(Run {
+    ) -> Run<'a, R> {
+        let [vocabulary, hidden] = w.shape();
+        Run {
+            drows: w.row_gradients().filter(|_| want_grad),
             w,
             x,
             adapter,
@@ -58,7 +64,7 @@ impl<'a, R: Real> Run<'a, R> {
             sums: Sums::default(),
             dx: want_dx.then(|| Vec::with_capacity(x.len())),
             dw: want_dw.then(|| vec![R::zero(); vocabulary * hidden]),
-        })
+        }
     }
 
     pub fn all(&mut self, targets: &[usize]) -> Result<()> {
@@ -75,7 +81,7 @@ impl<'a, R: Real> Run<'a, R> {
         let x = &self.x[rows.start * self.hidden..rows.end * self.hidden];
         let mut outputs = match &self.adapter {
             None => Outputs::plain(self.w.times_transposed(x, n)?),
-            Some(adapter) => adapter.outputs(self.w, self.x, &rows)?,
+            Some(adapter) => adapter.outputs(&self.w, self.x, &rows)?,
         };
         let (logits, want_grad) = (self.logits, self.want_grad);
         let per_row: Vec<(f64, bool)> = outputs
@@ -104,22 +110,31 @@ impl<'a, R: Real> Run<'a, R> {
             let (c, x) = (MatMut::new(dw, self.vocabulary, self.hidden), Mat::new(x, n, self.hidden));
             matmul(c, dy.t(), x, R::one(), R::one(), Threads::All);
         }
+        if let Some((_, drows)) = &mut self.drows {
+            self.w.add_row_gradients(&outputs.y, x, drows);
+        }
         match (&mut self.adapter, &mut self.dx) {
-            (Some(adapter), dx) => adapter.backward(self.w, outputs, &rows, dx.as_mut())?,
-            (None, Some(dx)) => dx.extend_from_slice(&self.w.times::<R>(&outputs.y, n)?),
+            (Some(adapter), dx) => adapter.backward(&self.w, outputs, &rows, dx.as_mut())?,
+            (None, Some(dx)) => {
+                dx.extend_from_slice(&self.w.times(&mut outputs.y, n)?);
+                pool::keep(outputs.y);
+            }
             (None, None) => {}
         }
         Ok(())
     }
 
-    /// The sums, dx, dW, and the gradients of the adapter's parameters.
+    /// The sums, dx, dW, and the gradients of the adapter's parameters and of the trained rows.
     #[allow(clippy::type_complexity)]
     pub fn finish(mut self) -> (Sums, Option<Vec<R>>, Option<Tensor>, Vec<(ParamId, Tensor)>) {
-        let params = match self.adapter {
+        let mut params = match self.adapter {
             Some(adapter) if self.want_grad => adapter.finish(self.x, self.dx.as_mut()),
             _ => Vec::new(),
         };
         let dw = self.dw.map(|dw| Tensor::new(dw, &[self.vocabulary, self.hidden]));
+        if let Some((id, drows)) = self.drows {
+            params.push((id, self.w.row_gradient_tensor(drows)));
+        }
         (self.sums, self.dx, dw, params)
     }
 }
@@ -136,7 +151,10 @@ fn cross_entropy_row<R: Real>(row: &mut [R], target: usize, want_grad: bool) -> 
     }
     if want_grad {
         let scale = R::of(1.0 / sum);
-        row.iter_mut().for_each(|l| *l *= scale);
+        let probabilities = &mut *row;
+        vectorised!([R: Real] (probabilities: &mut [R], scale: R) {
+            probabilities.iter_mut().for_each(|p| *p *= scale);
+        });
         row[target] += R::of(-1.0);
     }
     let loss = sum.ln() + max.f64() - at_target.f64();

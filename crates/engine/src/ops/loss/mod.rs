@@ -7,11 +7,12 @@ pub use logits::Logits;
 use adapter::HeadAdapter;
 use chunks::Run;
 
-use super::Lora;
-use crate::error::{Error, Result};
+use super::TableAdapter;
+use super::rows::HeadWeight;
+use crate::error::{Error, Result, check_shape};
 use crate::profile::{self, Pass};
 use crate::tape::{Backward, Mode, Sink, Source, Tape, Var};
-use crate::{DType, ParamId, Real, Tensor, Weight, dispatch_real};
+use crate::{DType, ParamId, Params, Real, Tensor, Weight, dispatch_real};
 
 /// The target of a token that is not trained on (Hugging Face's label value).
 pub const IGNORE: i32 = -100;
@@ -72,14 +73,17 @@ impl Backward for LossBackward {
 /// counted over the others, and a given mask has a row for every token. Saved: dx and the gradients of parameters, to be
 /// scaled by the upstream gradient.
 ///
+/// [`TrainedRows`](super::TrainedRows) stand in the place of the head's: row k of their gradient is dyᵀ·x of column `ids[k]`,
+/// dx goes through them, and nothing is as large as the head. An adapter is added to what they make.
+///
 /// # Errors
-/// If a target lies outside the vocabulary, shapes do not fit, the head is trained and has a DoRA, or the scale or the cap
-/// can't be one.
+/// If a target lies outside the vocabulary, shapes do not fit, the head is trained and has a DoRA, trained rows meet a trained
+/// head or a DoRA, or the scale or the cap can't be one.
 pub fn linear_cross_entropy(
     tape: &mut Tape<'_>,
     x: &Var,
     head: &Weight,
-    lora: Option<&Lora>,
+    adapter: TableAdapter<'_>,
     targets: &[i32],
     logits: Logits,
 ) -> Result<LossOutput> {
@@ -89,18 +93,18 @@ pub fn linear_cross_entropy(
     check(value, head.resolve(tape.params()).shape(), targets)?;
     let record = tape.mode() != Mode::Infer;
     let (want_dx, dhead) = (record && x.needs_grad(), head.param().filter(|_| record));
-    let needs_grad = want_dx || dhead.is_some() || (record && lora.is_some());
+    let trains = adapter.lora.is_some() || adapter.rows.is_some();
+    let needs_grad = want_dx || dhead.is_some() || (record && trains);
     let rows: Vec<usize> = (0..targets.len()).filter(|&i| targets[i] != IGNORE).collect();
     let picked = value.select_rows(&rows)?;
     let targets: Vec<usize> = rows.iter().map(|&i| targets[i] as usize).collect();
     let (sums, dx, params) = dispatch_real!(value.dtype(), R => {
         let xs = picked.reals::<R>();
-        let adapter = match lora {
-            Some(lora) => Some(HeadAdapter::<R>::new(tape, lora, head, &xs, &rows, value.rows())?),
-            None => None,
-        };
         let w = head.resolve(tape.params());
-        let mut run = Run::new(&w, &xs, adapter, logits.map(), needs_grad, want_dx, dhead.is_some())?;
+        let (params, of_rows) = (tape.params(), adapter.rows);
+        let w = HeadWeight::new("linear_cross_entropy", params, head, &w, of_rows, value.dtype())?;
+        let adapter = HeadAdapter::<R>::of(tape, adapter, head, &xs, &rows, value.rows())?;
+        let mut run = Run::new(w, &xs, adapter, logits.map(), needs_grad, want_dx, dhead.is_some());
         run.all(&targets)?;
         let (sums, dx, dw, mut params) = run.finish();
         params.extend(dhead.zip(dw));
@@ -117,6 +121,30 @@ pub fn linear_cross_entropy(
         params,
     });
     Ok(LossOutput { loss, tokens, correct: sums.correct })
+}
+
+/// y = x·Wᵀ `[n, vocabulary]` of the head W `[vocabulary, hidden]` and what is trained on it, without a gradient and without
+/// dropout; x `[n, hidden]` is f32 or f64, and so is y.
+///
+/// # Errors
+/// As [`linear_cross_entropy`].
+pub fn head_outputs(params: &Params, x: &Tensor, head: &Weight, adapter: TableAdapter<'_>) -> Result<Tensor> {
+    const OP: &str = "head_outputs";
+    let w = head.resolve(params);
+    let (vocabulary, hidden) = w.matrix(OP)?;
+    check_shape(OP, "input", x.shape(), &[x.rows(), hidden])?;
+    let mut tape = Tape::new(params, Mode::Infer);
+    let rows: Vec<usize> = (0..x.rows()).collect();
+    dispatch_real!(x.dtype(), R => {
+        let (n, xs) = (rows.len(), x.reals::<R>());
+        let w = HeadWeight::new(OP, params, head, &w, adapter.rows, x.dtype())?;
+        let adapter = HeadAdapter::<R>::of(&mut tape, adapter, head, &xs, &rows, n)?;
+        let y = match &adapter {
+            None => w.times_transposed(&xs, n)?,
+            Some(adapter) => adapter.outputs(&w, &xs, &(0..n))?.y,
+        };
+        Ok(Tensor::new(y, &[n, vocabulary]))
+    })
 }
 
 fn check(x: &Tensor, head: &[usize], targets: &[i32]) -> Result<()> {

@@ -7,6 +7,7 @@ use loratune_engine::{DType, Tensor};
 use super::options::Error;
 use super::{Result, SavedAdapter};
 use crate::adapter::target::pattern;
+use crate::adapter::tokens::ROWS;
 use crate::files::peft::{AdapterConfig, InitLoraWeights, ModuleNames};
 use crate::files::{FileDType, RawTensor};
 
@@ -198,6 +199,13 @@ pub(super) fn kept(adapters: &[&SavedAdapter]) -> Result<Vec<(String, Tensor)>> 
         for (name, raw) in adapter.tensors.iter().filter(|(n, _)| parse(n).is_none()) {
             let &mut (first, other) = kept.entry(name).or_insert((i, raw));
             if (other.dtype, &other.shape, &other.bytes) != (raw.dtype, &raw.shape, &raw.bytes) {
+                if name.ends_with(ROWS) {
+                    let what = format!(
+                        "the rows of trained tokens ('{name}', trainable_token_indices) differ, and rows that replace the \
+                         base's have no sum; merge one adapter into the base first"
+                    );
+                    return Err(pair(adapters, first, i, what));
+                }
                 let what = format!(
                     "the tensor '{name}' was trained or saved whole and differs; make them share it, or train such \
                      modules with LoRA"
@@ -242,6 +250,7 @@ pub(super) fn config(adapters: &[&SavedAdapter], modules: &[Module], rank: usize
             ("bias", a.bias == b.bias),
             ("fan_in_fan_out", a.fan_in_fan_out == b.fan_in_fan_out),
             ("modules_to_save", sorted(&a.modules_to_save) == sorted(&b.modules_to_save)),
+            ("trainable_token_indices", a.trainable_token_indices == b.trainable_token_indices),
         ] {
             if !same {
                 return Err(pair(adapters, 0, i + 1, format!("they differ in {field}")));

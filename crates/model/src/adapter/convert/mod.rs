@@ -211,10 +211,11 @@ impl OnBase {
     /// The files of the adapter in a form, with the base weights that came along.
     fn files(&self, adapter: &SavedAdapter, base: Option<&str>, form: Form) -> Result<AdapterFiles> {
         let (config, mut tensors) = adapter_files(&self.decoder, &self.params, &self.attached, base, form)?;
-        for (key, raw) in &adapter.tensors {
-            let name = key.strip_prefix(PREFIX).unwrap_or(key).replacen(".base_layer.", ".", 1);
-            if self.attached.replaced.contains_key(&name) {
-                tensors.push((key.clone(), as_tensor(key, raw)?));
+        // As they are in the file, whatever their type.
+        for (key, _) in self.attached.base_keys(&self.decoder) {
+            let place = tensors.iter_mut().find(|(name, _)| *name == key);
+            if let (Some((_, tensor)), Some(raw)) = (place, adapter.tensors.get(&key)) {
+                *tensor = as_tensor(&key, raw)?;
             }
         }
         let revision = adapter.config.revision.clone().filter(|_| base == adapter.base());
