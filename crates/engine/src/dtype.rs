@@ -65,6 +65,9 @@ pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + PartialEq + 
     const DTYPE: DType;
     fn to_acc(self) -> Self::Acc;
     fn from_acc(x: Self::Acc) -> Self;
+    /// The elements, if they are of this type.
+    #[doc(hidden)]
+    fn same<E: Element>(slice: &[E]) -> Option<&[Self]>;
     /// The elements, if they are bf16.
     #[doc(hidden)]
     fn as_bf16(slice: &mut [Self]) -> Option<&mut [bf16]>;
@@ -101,6 +104,10 @@ macro_rules! element {
             #[inline(always)]
             fn to_bf16_bits(self) -> u16 {
                 $bf16(self)
+            }
+            fn same<E: Element>(slice: &[E]) -> Option<&[Self]> {
+                // SAFETY: the two types are one.
+                (E::DTYPE == Self::DTYPE).then(|| unsafe { &*(std::ptr::from_ref(slice) as *const [Self]) })
             }
             fn as_bf16(slice: &mut [Self]) -> Option<&mut [bf16]> {
                 $as_bf16(slice)

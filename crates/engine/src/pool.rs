@@ -170,7 +170,7 @@ mod tests {
         let buffer = |n: usize| Buffer::F32(vec![1.0; n]);
         pool.keep(1 << 15, buffer(1 << 15));
         pool.keep(1 << 16, buffer(1 << 16));
-        assert_eq!(pool.bytes, 4 * 3 << 15);
+        assert_eq!(pool.bytes, (4 * 3) << 15);
         assert!(pool.take(DType::F64, 1 << 15).is_none());
         assert!(pool.take(DType::F32, 1 << 14).is_none());
         assert_eq!(pool.take(DType::F32, 1 << 16).unwrap().len(), 1 << 16);

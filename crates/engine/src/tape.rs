@@ -77,7 +77,12 @@ impl Sink<'_> {
     }
 
     /// Adds a sum of products `[rows, cols]` to a gradient, in one pass over it.
-    pub fn add_products<E: Element>(&mut self, to: Source, [rows, cols]: [usize; 2], terms: &[Term<'_>]) -> Result<()> {
+    pub fn add_products<E: Element>(
+        &mut self,
+        to: Source,
+        [rows, cols]: [usize; 2],
+        terms: &[Term<'_>],
+    ) -> Result<()> {
         let Some(i) = to.0 else { return Ok(()) };
         let add = self.by_node[i].is_some();
         let sum = self.by_node[i].get_or_insert_with(|| Tensor::zeros(E::DTYPE, &[rows, cols]));

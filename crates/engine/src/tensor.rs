@@ -86,7 +86,10 @@ impl Tensor {
 
     pub fn zeros(dtype: DType, shape: &[usize]) -> Tensor {
         let n = shape.iter().product();
-        Tensor { shape: shape.to_vec(), storage: Storage::Cpu(Arc::new(Pooled::new(Buffer::zeros(dtype, n)))) }
+        Tensor {
+            shape: shape.to_vec(),
+            storage: Storage::Cpu(Arc::new(Pooled::new(Buffer::zeros(dtype, n)))),
+        }
     }
 
     pub fn shape(&self) -> &[usize] {

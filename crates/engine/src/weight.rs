@@ -130,7 +130,9 @@ impl FrozenWeight {
     fn operand(&self) -> Result<Operand<'_>> {
         let (rows, cols) = self.matrix("linear")?;
         match self {
-            FrozenWeight::Dense(t) => dispatch!(t.dtype(), E => Ok(Operand::of(Mat::new(t.slice::<E>()?, rows, cols)))),
+            FrozenWeight::Dense(t) => {
+                dispatch!(t.dtype(), E => Ok(Operand::of(Mat::new(t.slice::<E>()?, rows, cols))))
+            }
         }
     }
 
@@ -166,7 +168,11 @@ impl FrozenWeight {
         self.times_transposed_of(x, n)
     }
 
-    pub(crate) fn times_transposed_of<E: Element, C: Element<Acc = E::Acc>>(&self, x: &[E], n: usize) -> Result<Vec<C>> {
+    pub(crate) fn times_transposed_of<E: Element, C: Element<Acc = E::Acc>>(
+        &self,
+        x: &[E],
+        n: usize,
+    ) -> Result<Vec<C>> {
         self.sum_of(x, n, None, Finish::default())
     }
 
@@ -213,7 +219,11 @@ impl FrozenWeight {
         self.times_of(dy, n)
     }
 
-    pub(crate) fn times_of<E: Element, C: Element<Acc = E::Acc>>(&self, dy: &[E], n: usize) -> Result<Vec<C>> {
+    pub(crate) fn times_of<E: Element, C: Element<Acc = E::Acc>>(
+        &self,
+        dy: &[E],
+        n: usize,
+    ) -> Result<Vec<C>> {
         let (_, cols) = self.matrix("linear backward")?;
         let mut dx = pool::any::<C>(n * cols);
         let c = MatMut::new(&mut dx, n, cols);

@@ -59,10 +59,12 @@ impl WeightSource for QuickWeights {
         let n = shape.iter().product();
         Ok(match dtype {
             DType::BF16 => {
-                let data: Vec<half::bf16> = (0..n).into_par_iter().map(|i| half::bf16::from_f32(draw(i))).collect();
+                let data: Vec<half::bf16> =
+                    (0..n).into_par_iter().map(|i| half::bf16::from_f32(draw(i))).collect();
                 Tensor::from_vec(data, shape)?
             }
-            _ => Tensor::from_vec((0..n).into_par_iter().map(draw).collect::<Vec<f32>>(), shape)?.to_dtype(dtype),
+            _ => Tensor::from_vec((0..n).into_par_iter().map(draw).collect::<Vec<f32>>(), shape)?
+                .to_dtype(dtype),
         })
     }
 }

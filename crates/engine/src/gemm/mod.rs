@@ -194,6 +194,28 @@ impl<R: Real> Finish<'_, R> {
     }
 }
 
+impl<R: Real> Finish<'_, R> {
+    /// [`Finish::row`] of f32 sums, as loops that vectorise.
+    #[inline(always)]
+    fn sums<E: Element<Acc = R>>(&self, sums: &[f32], to: &mut [E], first: usize, add: bool) {
+        let n = to.len();
+        let (sums, widen) = (&sums[..n], |x: f32| R::of(x as f64));
+        match (self.scale, self.bias, add) {
+            (None, None, false) => (0..n).for_each(|j| to[j] = E::from_acc(widen(sums[j]))),
+            (None, None, true) => (0..n).for_each(|j| to[j] = E::from_acc(to[j].to_acc() + widen(sums[j]))),
+            (Some(scale), None, false) => {
+                let scale = &scale[first..first + n];
+                (0..n).for_each(|j| to[j] = E::from_acc(widen(sums[j]) * scale[j]));
+            }
+            (None, Some(bias), false) => {
+                let bias = &bias[first..first + n];
+                (0..n).for_each(|j| to[j] = E::from_acc(widen(sums[j]) + bias[j]));
+            }
+            _ => self.row(sums.iter().map(|&x| widen(x)), to, first, add),
+        }
+    }
+}
+
 /// Whether a product uses the thread pool. The sums' order does not depend on it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Threads {

@@ -164,7 +164,9 @@ impl<'a, K: Kernel> Segment<'a, K> {
 /// A bf16 matrix that a tile can read in pairs: itself, or a copy with an even number of elements in a row.
 fn whole<'a, Of: Element>(m: Mat<'a, bf16>) -> (Cow<'a, [Of]>, usize) {
     match Of::of_operand(Operand::Bf16(m)) {
-        Some(own) if own.is_row_major() && own.cols.is_multiple_of(2) => (Cow::Borrowed(own.data), own.row_stride),
+        Some(own) if own.is_row_major() && own.cols.is_multiple_of(2) => {
+            (Cow::Borrowed(own.data), own.row_stride)
+        }
         _ => rows(Operand::Bf16(m), &[Half::Whole], 1.0),
     }
 }
@@ -189,7 +191,13 @@ fn rows<'a, Of: Element>(a: Operand<'_>, parts: &[Half], scale: f32) -> (Cow<'a,
 }
 
 /// The same of a matrix whose columns have their elements side by side, some columns at a time.
-fn turned<A: Element, Of: Element>(a: &Mat<'_, A>, parts: &[Half], scale: f32, copy: &mut [Of], stride: usize) {
+fn turned<A: Element, Of: Element>(
+    a: &Mat<'_, A>,
+    parts: &[Half],
+    scale: f32,
+    copy: &mut [Of],
+    stride: usize,
+) {
     use rayon::prelude::*;
     const ROWS: usize = 16;
     let k = a.cols;
@@ -210,8 +218,11 @@ fn turned<A: Element, Of: Element>(a: &Mat<'_, A>, parts: &[Half], scale: f32, c
 }
 
 /// Of b with its columns side by side: a word takes `PAIR` rows.
+///
+/// # Safety
+/// The processor has the kernel's instructions.
 #[inline(always)]
-fn pack_rows<K: Kernel, E: Element>(
+unsafe fn pack_rows<K: Kernel, E: Element>(
     b: &Mat<'_, E>,
     word: usize,
     words: usize,
@@ -225,6 +236,14 @@ fn pack_rows<K: Kernel, E: Element>(
         let row = |l: usize| if l < b.rows { &b.data[l * b.row_stride + first..][..cols] } else { empty };
         let l = (word + p) * K::PAIR;
         let (a, rest) = to.split_at_mut(cols.min(width));
+        rest.fill(0);
+        if let (Some(low), Some(high)) = (K::Of::same(row(l)), K::Of::same(row(l + 1)))
+            && low.len() == a.len()
+        {
+            // SAFETY: the caller's promise; rows have one length, or there is no other.
+            unsafe { K::interleave(low, if K::PAIR == 2 { high } else { &[] }, a) };
+            continue;
+        }
         if K::PAIR == 1 {
             a.iter_mut().zip(row(l)).for_each(|(to, x)| *to = bits::<E, K::Of>(*x));
         } else {
@@ -236,7 +255,6 @@ fn pack_rows<K: Kernel, E: Element>(
                 }),
             }
         }
-        rest.fill(0);
     }
 }
 

@@ -2,8 +2,7 @@ use super::*;
 use crate::rng::Key;
 
 /// Every path that this processor has, by name.
-type Path<E> =
-    fn(MatMut<'_, E>, bool, &[Term<'_>], Finish<'_, <E as Element>::Acc>, Threads);
+type Path<E> = fn(MatMut<'_, E>, bool, &[Term<'_>], Finish<'_, <E as Element>::Acc>, Threads);
 
 fn paths<E: Element>() -> Vec<(&'static str, Path<E>)> {
     let mut paths: Vec<(&'static str, Path<E>)> = vec![
@@ -76,7 +75,8 @@ fn check<E: Element>(shape: [usize; 3], types: [DType; 2], second: Option<[DType
     let (at, bt, ut) = (a.transposed(), b.transposed(), u.transposed());
     let scale: Vec<E::Acc> = (0..n).map(|j| E::Acc::of(1.0 + (j % 5) as f64)).collect();
     let bias: Vec<E::Acc> = (0..n).map(|j| E::Acc::of((j % 3) as f64)).collect();
-    let start: Vec<E> = Random::new("c", m, n).f32.iter().map(|&x| E::from_acc(E::Acc::of(x as f64))).collect();
+    let start: Vec<E> =
+        Random::new("c", m, n).f32.iter().map(|&x| E::from_acc(E::Acc::of(x as f64))).collect();
     for (finished, add) in [(false, false), (false, true), (true, false), (true, true)] {
         for layout in 0..4 {
             let first = match layout & 1 {
@@ -98,7 +98,10 @@ fn check<E: Element>(shape: [usize; 3], types: [DType; 2], second: Option<[DType
             };
             for (name, path) in paths::<E>() {
                 let bt_only = name != "few" || (layout & 2 != 0);
-                if (k == 0 && name != "chosen" && name != "portable") || !bt_only || (name == "avx512bf16" && types != [DType::BF16; 2]) {
+                if (k == 0 && name != "chosen" && name != "portable")
+                    || !bt_only
+                    || (name == "avx512bf16" && types != [DType::BF16; 2])
+                {
                     continue;
                 }
                 let mut c = start.clone();
@@ -107,7 +110,8 @@ fn check<E: Element>(shape: [usize; 3], types: [DType; 2], second: Option<[DType
                     for j in 0..n {
                         let products = (0..k).map(|l| a.at(types[0], i, l) * b.at(types[1], l, j));
                         let others = second.map(|[x, y]| (0..r).map(move |l| (x, y, l)));
-                        let others = others.into_iter().flatten().map(|(x, y, l)| 0.5 * h.at(x, i, l) * u.at(y, l, j));
+                        let others =
+                            others.into_iter().flatten().map(|(x, y, l)| 0.5 * h.at(x, i, l) * u.at(y, l, j));
                         let (sum, size) =
                             products.chain(others).fold((0.0, 1.0), |(s, z), p| (s + p, z + f64::abs(p)));
                         let mut expected = sum;
@@ -131,8 +135,17 @@ fn check<E: Element>(shape: [usize; 3], types: [DType; 2], second: Option<[DType
     }
 }
 
-const SHAPES: [[usize; 3]; 9] =
-    [[1, 1, 1], [3, 5, 7], [17, 1, 33], [1, 65, 9], [64, 48, 100], [5, 4, 0], [13, 81, 64], [50, 100, 37], [9, 33, 2100]];
+const SHAPES: [[usize; 3]; 9] = [
+    [1, 1, 1],
+    [3, 5, 7],
+    [17, 1, 33],
+    [1, 65, 9],
+    [64, 48, 100],
+    [5, 4, 0],
+    [13, 81, 64],
+    [50, 100, 37],
+    [9, 33, 2100],
+];
 
 #[test]
 fn products_equal_the_definition_for_any_type_layout_and_path() {
@@ -159,7 +172,11 @@ fn products_in_f64_equal_the_definition() {
             for i in 0..m {
                 for j in 0..n {
                     let e = 1.0 + 3.0 * (0..k).map(|l| a[i * k + l] * b[l * n + j]).sum::<f64>();
-                    assert!((c[i * n + j] - e).abs() < 1e-11 * k.max(1) as f64, "{m}x{n}x{k}: {} {e}", c[i * n + j]);
+                    assert!(
+                        (c[i * n + j] - e).abs() < 1e-11 * k.max(1) as f64,
+                        "{m}x{n}x{k}: {} {e}",
+                        c[i * n + j]
+                    );
                 }
             }
         }
@@ -182,7 +199,9 @@ fn what_lies_beside_a_matrix_does_not_reach_the_product() {
 
 #[test]
 fn bytes_do_not_depend_on_the_number_of_threads() {
-    for (m, n, k) in [(5, 49, 7), (300, 200, 700), (1024, 576, 1536), (64, 64, 64), (33, 4096, 576), (4096, 8, 576)] {
+    for (m, n, k) in
+        [(5, 49, 7), (300, 200, 700), (1024, 576, 1536), (64, 64, 64), (33, 4096, 576), (4096, 8, 576)]
+    {
         let (a, b) = (Random::new("a", m, k), Random::new("b", n, k));
         for dtype in [DType::F32, DType::BF16] {
             let run = |threads| {

@@ -223,7 +223,7 @@ unsafe fn run<K: Kernel, E: Element>(
                         continue;
                     }
                     // SAFETY: the caller's promise.
-                    unsafe { K::within(|| finish.row(sums.iter().map(|&x| widen::<E>(x)), to, first, add)) };
+                    unsafe { K::within(|| finish.sums(sums, to, first, add)) };
                 }
             }
         }
@@ -242,12 +242,9 @@ pub(super) fn peak<K: Kernel>() -> f64 {
     let sums = words(&mut scratch.sums, rows * width).as_mut_ptr();
     for _ in 0..RUNS {
         // SAFETY: `gemm::peak` chose the kernel for this processor; the operands have the sizes of this tile.
-        unsafe { K::tile(rows, vectors, WORDS, a.as_ptr(), WORDS * K::PAIR, panel.cast(), sums.cast(), true) };
+        unsafe {
+            K::tile(rows, vectors, WORDS, a.as_ptr(), WORDS * K::PAIR, panel.cast(), sums.cast(), true)
+        };
     }
     (RUNS * 2 * rows * width * WORDS * K::PAIR) as f64
-}
-
-#[inline(always)]
-fn widen<E: Element>(x: f32) -> E::Acc {
-    <E::Acc as crate::Real>::of(x as f64)
 }

@@ -1,7 +1,7 @@
 use rayon::prelude::*;
 
-use crate::profile::{self, Pass};
 use crate::error::{Result, check_shape};
+use crate::profile::{self, Pass};
 use crate::tensor::CHUNK;
 use crate::{Real, Tensor, dispatch_real};
 

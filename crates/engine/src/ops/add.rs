@@ -1,5 +1,5 @@
-use crate::profile::{self, Pass};
 use crate::error::{Result, check_shape};
+use crate::profile::{self, Pass};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
 use crate::{Element, Real, Tensor, dispatch};
 

@@ -1,9 +1,9 @@
 use rayon::prelude::*;
 
+use crate::error::{Result, check_shape};
 use crate::isa::vectorised;
 use crate::pool;
 use crate::profile::{self, Pass};
-use crate::error::{Result, check_shape};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
 use crate::tensor::CHUNK;
 use crate::{Element, Real, Tensor, dispatch};

@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::profile::{self, Pass};
 use crate::error::{Result, check_shape};
+use crate::profile::{self, Pass};
 use crate::rng::Key;
 use crate::tape::{Tape, Var};
 use crate::tensor::CHUNK;

@@ -1,10 +1,10 @@
 use num_traits::Float;
 use rayon::prelude::*;
 
+use crate::error::{Error, Result};
 use crate::isa::vectorised;
 use crate::pool;
 use crate::profile::{self, Pass};
-use crate::error::{Error, Result};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
 use crate::{DType, Element, Params, Real, Tensor, Weight, dispatch};
 

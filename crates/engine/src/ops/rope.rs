@@ -2,10 +2,10 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::error::{Error, Result};
 use crate::isa::vectorised;
 use crate::pool;
 use crate::profile::{self, Pass};
-use crate::error::{Error, Result};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
 use crate::{Element, Real, Tensor, dispatch};
 

@@ -1,8 +1,8 @@
 use rayon::prelude::*;
 
+use crate::error::{Error, Result};
 use crate::pool;
 use crate::profile::{self, Pass};
-use crate::error::{Error, Result};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
 use crate::{Element, Tensor, dispatch};
 

@@ -388,9 +388,10 @@ impl Table {
 
 #[test]
 fn trained_rows_learn_as_those_of_a_trained_table() {
-    for (dtype, tolerance) in [(DType::F64, 1e-13), (DType::F32, 1e-6), (DType::BF16, 1e-6)] {
+    // Beside a frozen bf16 table the gradient of the outputs is rounded to bf16; a trained table is f32.
+    for (dtype, tolerance) in [(DType::F64, 1e-13f64), (DType::F32, 1e-6), (DType::BF16, 4e-3)] {
         let (rows, whole) = (Table::new(dtype, false).run(dtype), Table::new(dtype, true).run(dtype));
-        assert!(relative(&rows.0, &whole.0) <= tolerance, "{dtype}: loss");
+        assert!(relative(&rows.0, &whole.0) <= tolerance.min(1e-6), "{dtype}: loss");
         let of_table = whole.1.select_rows(&TRAINED.map(|id| id as usize)).unwrap();
         assert_eq!(rows.1.shape(), [3, 5]);
         let error = relative(&rows.1, &of_table);

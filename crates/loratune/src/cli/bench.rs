@@ -5,8 +5,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::{ComputeDtype, at_least_1};
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples: loratune bench step --shape smollm2-135m --batch 4 --seq 256 --dtype bf16 --profile\n\
-                  \u{20}         loratune bench ops --shape smollm2-135m --rows 1024")]
+#[command(
+    after_help = "Examples: loratune bench step --shape smollm2-135m --batch 4 --seq 256 --dtype bf16 --profile\n\
+                  \u{20}         loratune bench ops --shape smollm2-135m --rows 1024"
+)]
 pub struct BenchArgs {
     #[command(subcommand)]
     pub what: BenchCommand,
@@ -15,7 +17,9 @@ pub struct BenchArgs {
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// Time training steps of a model of some shape with random weights.
-    #[command(after_help = "Example: loratune bench step --shape smollm2-135m --batch 4 --seq 256 --dtype bf16 --profile")]
+    #[command(
+        after_help = "Example: loratune bench step --shape smollm2-135m --batch 4 --seq 256 --dtype bf16 --profile"
+    )]
     Step(BenchStepArgs),
     /// Time single ops of a model's shape, and what the machine can do at best.
     #[command(after_help = "Example: loratune bench ops --shape smollm2-135m --rows 1024")]

@@ -31,7 +31,8 @@ fn decoder(name: &str) -> Result<DecoderSpec> {
     let config = match shape(name) {
         Some(config) => config,
         None if Path::new(name).exists() => {
-            let path = if Path::new(name).is_dir() { Path::new(name).join("config.json") } else { name.into() };
+            let path =
+                if Path::new(name).is_dir() { Path::new(name).join("config.json") } else { name.into() };
             let text = std::fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
             serde_json::from_str(&text).with_context(|| format!("{}", path.display()))?
         }
@@ -151,11 +152,16 @@ impl Profile {
     }
 
     fn text(&self) -> String {
-        let mut out = format!("{:<22} {:<8} {:>6} {:>9} {:>6} {:>8} {:>6}\n", "op", "", "calls", "ms", "%", "GFLOP/s", "GB/s");
+        let mut out = format!(
+            "{:<22} {:<8} {:>6} {:>9} {:>6} {:>8} {:>6}\n",
+            "op", "", "calls", "ms", "%", "GFLOP/s", "GB/s"
+        );
         let share = |s: f64| s / self.seconds * 100.0;
         for (op, pass, e) in &self.ops {
             let pass = if *pass == Pass::Forward { "forward" } else { "backward" };
-            let rate = |amount: f64| if amount > 0.0 { format!("{:.0}", amount / e.seconds / 1e9) } else { String::new() };
+            let rate = |amount: f64| {
+                if amount > 0.0 { format!("{:.0}", amount / e.seconds / 1e9) } else { String::new() }
+            };
             out += &format!(
                 "{op:<22} {pass:<8} {:>6} {:>9.2} {:>6.1} {:>8} {:>6}\n",
                 e.calls,
@@ -165,10 +171,23 @@ impl Profile {
                 rate(e.bytes)
             );
         }
-        out += &format!("{:<22} {:<8} {:>6} {:>9.2} {:>6.1}\n", "elsewhere", "", "", self.elsewhere() * 1e3, share(self.elsewhere()));
+        out += &format!(
+            "{:<22} {:<8} {:>6} {:>9.2} {:>6.1}\n",
+            "elsewhere",
+            "",
+            "",
+            self.elsewhere() * 1e3,
+            share(self.elsewhere())
+        );
         out += &format!(
             "{:<22} {:<8} {:>6} {:>9.2} {:>6.1} {:>8.0} {:>6.0}\n",
-            "the machine at best", "", "", self.seconds * 1e3, 100.0, self.ceilings.gflops, self.ceilings.copy_gbs
+            "the machine at best",
+            "",
+            "",
+            self.seconds * 1e3,
+            100.0,
+            self.ceilings.gflops,
+            self.ceilings.copy_gbs
         );
         out
     }
@@ -211,9 +230,11 @@ fn ops(args: &BenchOpsArgs) -> Result<()> {
             "copy_gbs": ceilings[0].copy_gbs, "read_gbs": ceilings[0].read_gbs,
         }))?);
     }
-    let mut text = format!("{:<14} {:>6} {:>6} {:>6} {:>10} {:>8}\n", "op", "rows", "out", "in", "ms", "GFLOP/s");
+    let mut text =
+        format!("{:<14} {:>6} {:>6} {:>6} {:>10} {:>8}\n", "op", "rows", "out", "in", "ms", "GFLOP/s");
     for (out, cols, op, seconds, rate) in rows {
-        text += &format!("{op:<14} {:>6} {out:>6} {cols:>6} {:>10.3} {rate:>8.0}\n", args.rows, seconds * 1e3);
+        text +=
+            &format!("{op:<14} {:>6} {out:>6} {cols:>6} {:>10.3} {rate:>8.0}\n", args.rows, seconds * 1e3);
     }
     text += &format!(
         "\nthe machine at best: {:.0} GFLOP/s in f32, {:.0} in bf16 (registers only), {:.0} GB/s read, {:.0} GB/s copied; {} \

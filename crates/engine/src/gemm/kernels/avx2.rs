@@ -47,6 +47,10 @@ impl Kernel for F32 {
         unsafe { by_shape!(rows, vectors, (words, a, stride, panel, sums, fresh)) }
     }
 
+    unsafe fn interleave(low: &[f32], _: &[f32], words: &mut [u32]) {
+        words.copy_from_slice(bytemuck::cast_slice(low));
+    }
+
     unsafe fn transpose(words: usize, b: *const u32, stride: usize, panel: *mut u32, step: usize) {
         // SAFETY: every address lies in the regions that `Kernel::transpose` asks for.
         unsafe {

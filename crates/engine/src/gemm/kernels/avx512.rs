@@ -63,6 +63,10 @@ impl Kernel for F32 {
         unsafe { by_shape!(tile_f32, rows, vectors, (words, a, stride, panel, sums, fresh)) }
     }
 
+    unsafe fn interleave(low: &[f32], _: &[f32], words: &mut [u32]) {
+        words.copy_from_slice(bytemuck::cast_slice(low));
+    }
+
     unsafe fn transpose(words: usize, b: *const u32, stride: usize, panel: *mut u32, step: usize) {
         // SAFETY: the caller's promise.
         unsafe { transpose(words, b, stride, panel, step) }
@@ -100,6 +104,11 @@ impl Kernel for Bf16 {
     ) {
         // SAFETY: the caller's promise.
         unsafe { by_shape!(tile_bf16, rows, vectors, (words, a, stride, panel.cast(), sums, fresh)) }
+    }
+
+    unsafe fn interleave(low: &[bf16], high: &[bf16], words: &mut [u32]) {
+        // SAFETY: the caller's promise.
+        unsafe { interleave(low, high, words) }
     }
 
     unsafe fn transpose(words: usize, b: *const u32, stride: usize, panel: *mut u32, step: usize) {
@@ -229,11 +238,30 @@ unsafe fn tile_bf16<const R: usize, const V: usize>(
                 let pair = a.add(i * stride + 2 * p).cast::<i32>().read_unaligned();
                 let a: __m512bh = std::mem::transmute(_mm512_set1_epi32(pair));
                 for v in 0..V {
-                    acc[i][v] = _mm512_dpbf16_ps(acc[i][v], a, std::mem::transmute::<__m512i, __m512bh>(b[v]));
+                    acc[i][v] =
+                        _mm512_dpbf16_ps(acc[i][v], a, std::mem::transmute::<__m512i, __m512bh>(b[v]));
                 }
             }
         }
         store(sums, &acc);
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn interleave(low: &[bf16], high: &[bf16], words: &mut [u32]) {
+    let n = words.len().min(low.len());
+    for j in (0..n).step_by(16) {
+        // Neither reads nor writes behind the last element.
+        let mask = (0xffff_u32 >> (16 - 16.min(n - j))) as __mmask16;
+        // SAFETY: by the mask.
+        unsafe {
+            let mut word = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, low.as_ptr().add(j).cast()));
+            if !high.is_empty() {
+                let high = _mm256_maskz_loadu_epi16(mask, high.as_ptr().add(j).cast());
+                word = _mm512_or_si512(word, _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high)));
+            }
+            _mm512_mask_storeu_epi32(words.as_mut_ptr().add(j).cast(), mask, word);
+        }
     }
 }
 

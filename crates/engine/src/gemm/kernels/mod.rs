@@ -49,6 +49,12 @@ pub(super) trait Kernel: Copy + Send + Sync + 'static {
     /// may be unaligned); `panel` to `(words - 1) · step + LANES` words.
     unsafe fn transpose(words: usize, b: *const u32, stride: usize, panel: *mut u32, step: usize);
 
+    /// Puts the elements of `low`, and of `high` in the upper halves of words of two, into words.
+    ///
+    /// # Safety
+    /// The processor has the kernel's instructions, and all have one length (`high` may be empty).
+    unsafe fn interleave(low: &[Self::Of], high: &[Self::Of], words: &mut [u32]);
+
     /// Rounds sums to bf16.
     ///
     /// # Safety

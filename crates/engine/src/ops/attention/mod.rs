@@ -5,8 +5,8 @@ mod cpu;
 use std::sync::Arc;
 
 use super::softcap;
-use crate::profile::{self, Pass};
 use crate::error::{Error, Result};
+use crate::profile::{self, Pass};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
 use crate::{DType, Tensor, dispatch_real};
 

@@ -113,7 +113,13 @@ impl<'p, R: Real> Factors<'p, R> {
         let mut dh = pool::any::<R>(n * self.r);
         let c = MatMut::new(&mut dh, n, self.r);
         let term = Term::new(dy, self.b());
-        sum_of_products(c, false, &[term], Finish { scale: Some(&vec![self.s; self.r]), bias: None }, Threads::All);
+        sum_of_products(
+            c,
+            false,
+            &[term],
+            Finish { scale: Some(&vec![self.s; self.r]), bias: None },
+            Threads::All,
+        );
         dh
     }
 
@@ -179,7 +185,9 @@ impl LoraSaved {
             return Ok(());
         }
         match self.mask.is_none() {
-            true => grads.add_products::<E>(x, [n, f.cols], &[weight.gradient(dy, n)?, f.down_backward(&dh, n)]),
+            true => {
+                grads.add_products::<E>(x, [n, f.cols], &[weight.gradient(dy, n)?, f.down_backward(&dh, n)])
+            }
             false => {
                 let mut dx = weight.times_of::<E, E::Acc>(dy, n)?;
                 self.mask.add_dx(&f, &dh, n, &mut dx);

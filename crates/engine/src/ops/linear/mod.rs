@@ -12,11 +12,11 @@ pub(crate) use lora::{Factors, Mask};
 use dora::DoraSaved;
 use lora::LoraSaved;
 
+use crate::error::{Error, Result};
+use crate::gemm::{Finish, Mat, MatMut, Term, Threads, sum_of_products};
+use crate::isa::vectorised;
 use crate::pool;
 use crate::profile::{self, Pass};
-use crate::error::{Error, Result};
-use crate::isa::vectorised;
-use crate::gemm::{Finish, Mat, MatMut, Term, Threads, sum_of_products};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
 use crate::{DType, Element, FrozenWeight, ParamId, Real, Tensor, Weight, dispatch};
 

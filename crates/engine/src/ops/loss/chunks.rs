@@ -10,8 +10,8 @@ use crate::error::Result;
 use crate::gemm::{Mat, MatMut, Threads, matmul};
 use crate::isa::vectorised;
 use crate::ops::rows::HeadWeight;
-use crate::pool;
 use crate::ops::softmax::{exponentials, largest};
+use crate::pool;
 use crate::{ParamId, Real, Tensor};
 
 /// Logits that are in memory at a time: rows × vocabulary elements.
