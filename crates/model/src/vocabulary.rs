@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use crate::adapter::{Attached, PREFIX, stored_name};
 use crate::error::{Error, Result};
-use crate::files::peft::AdapterConfig;
+use crate::files::peft::{AdapterConfig, TokenIndices};
 use crate::files::{FileDType, ModelFiles, RawTensor, Result as FileResult, TensorInfo, TensorSource};
 use crate::load;
 use crate::spec::{EMBEDDING, HEAD};
@@ -271,7 +271,7 @@ pub fn fitted(files: &ModelFiles, config: &AdapterConfig, tensors: &Tensors) -> 
             )));
         }
         (Some(table), _) | (None, Some(table)) => table.rows,
-        (None, None) => return Ok(None),
+        (None, None) => return without_tables(config, old),
     };
     if rows == old {
         return Ok(None);
@@ -290,6 +290,24 @@ pub fn fitted(files: &ModelFiles, config: &AdapterConfig, tensors: &Tensors) -> 
     }
     let added = rows.saturating_sub(old).saturating_mul(hidden);
     with_rows(files, rows, |_| Ok(vec![0.0; added])).map(Some)
+}
+
+/// The vocabulary of an adapter's files without an embedding and a head: the model's own.
+///
+/// # Errors
+/// If rows of tokens are trained that the model does not have.
+fn without_tables(config: &AdapterConfig, rows: usize) -> Result<Option<ModelFiles>> {
+    let ids = match &config.trainable_token_indices {
+        None => Vec::new(),
+        Some(TokenIndices::OfEmbedding(ids)) => ids.clone(),
+        Some(TokenIndices::ByModule(modules)) => modules.values().flatten().copied().collect(),
+    };
+    match ids.iter().find(|&&id| usize::try_from(id).is_ok_and(|id| id >= rows)) {
+        None => Ok(None),
+        Some(id) => Err(Error::Invalid(format!(
+            "the adapter has a trained row for the token {id} (trainable_token_indices), but the model has {rows} rows, and the              adapter's file does not hold the others: save it with PEFT's save_embedding_layers=True, or give the model that              it was trained on"
+        ))),
+    }
 }
 
 /// The rows of the embedding or head that an adapter's files bring or adapt; `None` if they do neither.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use loratune_engine::{DType, Params};
 use loratune_model::decoder::{Decoder, Dtypes, Trained};
-use loratune_model::files::peft::{AdapterConfig, read_adapter};
+use loratune_model::files::peft::{AdapterConfig, TokenIndices, read_adapter};
 use loratune_model::files::{FileDType, ModelFiles, RawTensor};
 use loratune_model::vocabulary::{NewRows, fitted, resized, rows_for, with_rows};
 use loratune_model::{Batch, load};
@@ -71,6 +71,20 @@ fn an_adapter_without_the_rows_that_it_needs_is_refused() {
     let (config, mut tensors) = adapter("adapted-tables");
     tensors.remove("base_model.model.lm_head.base_layer.weight").unwrap();
     refused(&files, &config, &tensors, &["320 rows", "lm_head"]);
+}
+
+#[test]
+fn an_adapter_with_rows_of_tokens_beyond_the_model_is_refused() {
+    let files = base("gqa-untied");
+    let (mut config, mut tensors) = adapter("saved-tables");
+    tensors.retain(|k, _| !k.contains("embed_tokens") && !k.contains("lm_head"));
+    let by_module = BTreeMap::from([("lm_head".to_owned(), vec![5]), ("embed_tokens".to_owned(), vec![301])]);
+    for indices in [TokenIndices::OfEmbedding(vec![5, 301]), TokenIndices::ByModule(by_module)] {
+        config.trainable_token_indices = Some(indices);
+        refused(&files, &config, &tensors, &["token 301", "has 301 rows", "save_embedding_layers=True"]);
+    }
+    config.trainable_token_indices = Some(TokenIndices::OfEmbedding(vec![5, 300]));
+    assert!(fitted(&files, &config, &tensors).unwrap().is_none());
 }
 
 #[test]

@@ -88,9 +88,19 @@ pub(super) fn by_kind(
         }
         full.extend(scaling.iter().map(|(name, value)| (name.clone(), value.clone())));
     }
+    let whole = |key: &str, part: Option<f64>| match part.filter(|part| *part != 1.0) {
+        None => Ok(()),
+        Some(part) => {
+            let detail =
+                format!("says partial_rotary_factor = {part}; models of this family turn whole heads");
+            Err(fields.wrong(key, detail))
+        }
+    };
+    whole("partial_rotary_factor", Some(fields.positive("partial_rotary_factor", 1.0)?))?;
     let one =
         |key: &'static str, map: Option<&Map<String, Value>>, top: &str, theta: f64| -> Result<RopeSpec> {
             let section = Section { fields, key, map, original: None, phi: false };
+            whole(key, section.positive("partial_rotary_factor")?)?;
             let theta = match section.positive("rope_theta")? {
                 Some(theta) => theta,
                 None => fields.positive(top, theta)?,
