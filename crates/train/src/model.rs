@@ -63,8 +63,11 @@ pub fn dtypes(config: &RunConfig) -> Dtypes {
 /// If a token that is written out is not in the vocabulary.
 fn token_indices(config: &RunConfig, tokenizer: &TokenizerBundle) -> Result<Option<TokenIndices>> {
     let missing = |text: &str| {
+        // A comma may be part of a token, so that it does not part a text into several.
+        let many =
+            if text.contains(',') { " (several are written as a list: [32000, \"<think>\"])" } else { "" };
         Error::Misfit(format!(
-            "trainable_token_indices: the vocabulary has no token `{text}`; tokens are spelt as in tokenizer.json, and \
+            "trainable_token_indices: the vocabulary has no token `{text}`{many}; tokens are spelt as in tokenizer.json, and \
              add_tokens or add_special_tokens makes new ones"
         ))
     };

@@ -217,6 +217,7 @@ pub(crate) fn write_card(trainer: &Trainer<'_>, eval_loss: Option<f64>) -> Resul
         eval_loss,
         versions: vec![("loratune".into(), env!("CARGO_PKG_VERSION").into())],
         has_plot: config.plot_loss,
+        rows: trainer.model.files.resized_from.map(|_| trainer.model.files.config.spec.vocab_size),
     };
     Ok(card.save(dir)?)
 }

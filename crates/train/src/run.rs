@@ -72,7 +72,7 @@ pub fn prepare(config: RunConfig) -> Result<Prepared> {
     };
     let mut model = TrainedModel::open(&config, files, tokenizer, checkpoint)?;
     model.own_tokenizer = vocabulary.own_tokenizer;
-    vocabulary.notes.extend(vocabulary::untrained_note(&vocabulary, &model));
+    vocabulary.notes.extend(vocabulary::untrained_note(&config, &vocabulary, &model));
     let feed = Feed::new(data.train, data.eval, &config);
     Ok(Prepared { config, model, feed, report: data.report, vocabulary, start, output, started })
 }

@@ -187,7 +187,11 @@ fn new_rows(
 }
 
 /// What should be said of added tokens whose rows nobody trains.
-pub(crate) fn untrained_note(vocabulary: &Vocabulary, model: &TrainedModel) -> Option<String> {
+pub(crate) fn untrained_note(
+    config: &RunConfig,
+    vocabulary: &Vocabulary,
+    model: &TrainedModel,
+) -> Option<String> {
     let names: BTreeSet<&str> = model.params.ids().map(|id| model.params.name(id)).collect();
     let trained = names.iter().any(|name| name.starts_with(EMBEDDING));
     let rows = model.decoder.matrices().find(|m| m.path == EMBEDDING).and_then(|m| m.rows.as_ref());
@@ -199,10 +203,21 @@ pub(crate) fn untrained_note(vocabulary: &Vocabulary, model: &TrainedModel) -> O
         1 => format!("the row of the added token `{}` is", first.token),
         n => format!("the rows of {n} added tokens (`{}` …) are", first.token),
     };
-    Some(format!(
-        "{which} not trained and stay as in the model: train the embedding and the head too (modules_to_save: [embed_tokens, \
-         lm_head]), or rows of them (trainable_token_indices)"
-    ))
+    let remedy = match (config.finetuning_type, &config.adapter_name_or_path) {
+        (Finetuning::Lora, None) => {
+            "train the embedding and the head too (modules_to_save: [embed_tokens, lm_head]), or rows of them \
+             (trainable_token_indices)"
+        }
+        (Finetuning::Lora, Some(_)) => {
+            "the adapter in adapter_name_or_path does not train them; to train them, merge it into the model first, and \
+             start a new adapter on that"
+        }
+        (Finetuning::Freeze, _) => {
+            "train the embedding and the head too (freeze_extra_modules: [embed_tokens, lm_head])"
+        }
+        (Finetuning::Full, _) => "let unfrozen_parameters match the embedding and the head too",
+    };
+    Some(format!("{which} not trained and stay as in the model: {remedy}"))
 }
 
 /// The error of a row with a token that the model has no row for.

@@ -285,6 +285,23 @@ fn the_card_of_a_local_base_names_no_hub_model() {
 }
 
 #[test]
+fn the_card_of_an_adapter_with_new_rows_resizes_the_base_for_peft() {
+    let of = |kind, rows| Card { kind, rows, base_model: "b".into(), ..Card::default() }.to_markdown();
+    let resizes = "from_pretrained(\"b\")\nbase.resize_token_embeddings(320, mean_resizing=False)\nmodel = ";
+    assert!(of(Kind::Adapter, Some(320)).contains(resizes));
+    for card in [of(Kind::Adapter, None), of(Kind::RawAdapter, Some(320)), of(Kind::Whole, Some(320))] {
+        assert!(!card.contains("resize_token_embeddings"), "{card}");
+    }
+}
+
+#[test]
+fn the_card_shows_tokens_that_look_like_tags() {
+    let tokens = ("add_special_tokens".to_string(), "<think>, <a|b>".to_string());
+    let card = Card { hyperparameters: vec![tokens], ..Card::default() }.to_markdown();
+    assert!(card.contains("| add_special_tokens | &lt;think>, &lt;a\\|b> |"), "{card}");
+}
+
+#[test]
 fn the_card_says_what_was_trained() {
     let of = |kind| Card { kind, base_model: "b".into(), ..Card::default() }.to_markdown();
     let part = of(Kind::Part);

@@ -221,6 +221,17 @@ fn a_token_without_a_row_is_refused_before_the_first_step() {
 }
 
 #[test]
+fn tokens_with_commas_between_them_are_no_list_and_the_message_says_so() {
+    let message = |tokens: &str| {
+        let tokens = format!("trainable_token_indices={tokens}");
+        refused(&["add_tokens=<plus>,carry", "add_special_tokens=<|think|>", "resize_vocab=true", &tokens])
+    };
+    says(&message("<plus>,carry"), &["no token `<plus>,carry`", "written as a list"]);
+    let one = message("<minus>");
+    assert!(one.contains("no token `<minus>`") && !one.contains("list"), "{one}");
+}
+
+#[test]
 fn a_tokenizer_larger_than_the_embedding_is_fine_until_its_tokens_occur() {
     let dir = tempfile::tempdir().unwrap();
     let base = dir.path().join("base");
@@ -268,6 +279,18 @@ fn tokens_take_free_rows_and_resizing_changes_nothing_then() {
     let ids: Vec<(u32, &str)> = plain.vocabulary.added.iter().map(|t| (t.id, t.token.as_str())).collect();
     assert_eq!(ids, [(301, "<plus>"), (302, "carry"), (303, "<|think|>")]);
     says(&plain.vocabulary.notes.join("\n"), &["not trained", "modules_to_save"]);
+    // What is advised is what the run would obey.
+    let frozen =
+        prepared(&["finetuning_type=freeze", "freeze_trainable_layers=1"]).vocabulary.notes.join("\n");
+    says(&frozen, &["not trained", "freeze_extra_modules: [embed_tokens, lm_head]"]);
+    let part =
+        prepared(&["finetuning_type=full", "unfrozen_parameters=model.layers"]).vocabulary.notes.join("\n");
+    says(&part, &["not trained", "unfrozen_parameters"]);
+    let adapter = goldens().join("../methods/gaussian/final_adapter");
+    let given =
+        prepared(&[&format!("adapter_name_or_path={}", adapter.display())]).vocabulary.notes.join("\n");
+    says(&given, &["not trained", "adapter_name_or_path", "start a new adapter"]);
+    assert!(!given.contains("trainable_token_indices"), "{given}");
     let asked = prepared(&["resize_vocab=true"]);
     assert_eq!((asked.vocabulary.rows, asked.vocabulary.resized_from), (320, None));
     assert_eq!(asked.config.modules_to_save, ["embed_tokens", "lm_head"]);

@@ -57,6 +57,8 @@ pub struct Card {
     pub versions: Vec<(String, String)>,
     /// Whether `training_loss.png` lies beside the card.
     pub has_plot: bool,
+    /// Rows of the embedding, where an adapter was made with another number than its base has.
+    pub rows: Option<usize>,
 }
 
 impl Card {
@@ -155,6 +157,11 @@ impl Card {
         }
         let raw = self.kind == Kind::RawAdapter;
         let base = if raw { "path/to/this/folder/residual_model" } else { &self.base_model };
+        // PEFT's readers do not resize the base by themselves. The raw form's base has the rows already.
+        let resize = match self.rows.filter(|_| !raw) {
+            Some(rows) => format!("base.resize_token_embeddings({rows}, mean_resizing=False)\n"),
+            None => String::new(),
+        };
         let convert = match raw {
             true => {
                 "\nAs plain LoRA of twice the rank, for the model as it was:\n\n```sh\n\
@@ -165,7 +172,7 @@ impl Card {
         };
         format!(
             "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
-             base = AutoModelForCausalLM.from_pretrained({})\n\
+             base = AutoModelForCausalLM.from_pretrained({})\n{resize}\
              model = PeftModel.from_pretrained(base, \"path/to/this/folder\")\n\
              tokenizer = AutoTokenizer.from_pretrained(\"path/to/this/folder\")\n```\n\n\
              ```sh\nloratune generate --model {} --adapter path/to/this/folder --prompt \"…\"\n\
@@ -181,8 +188,9 @@ fn one_line(s: &str) -> String {
     s.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// A cell of a table. What looks like a tag (`<think>`) would not be shown otherwise.
 fn cell(s: &str) -> String {
-    one_line(s).replace('|', "\\|")
+    one_line(s).replace('&', "&amp;").replace('<', "&lt;").replace('|', "\\|")
 }
 
 fn python_str(s: &str) -> String {
