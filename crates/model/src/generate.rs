@@ -1,5 +1,7 @@
 //! Generation: prompts in, tokens out, with cached keys and values.
 
+use std::cmp::Ordering;
+
 use loratune_engine::rng::Key;
 use loratune_engine::{Params, Tensor};
 
@@ -114,35 +116,75 @@ fn choose(logits: &Tensor, row: usize, sampling: &Sampling, u: f64) -> Result<u3
             "the model's logit of token {i} is not finite: the weights are damaged, or bf16 overflowed"
         )));
     }
-    let mut order: Vec<u32> = (0..vocabulary as u32).collect();
-    let by_logit = |a: &u32, b: &u32| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b));
     if sampling.temperature <= 0.0 {
-        return Ok(order.into_iter().min_by(by_logit).unwrap_or(0));
+        return Ok((0..vocabulary as u32).min_by(|a, b| by_logit(row, a, b)).unwrap_or(0));
     }
-    order.sort_unstable_by(by_logit);
-    if sampling.top_k > 0 {
-        order.truncate(sampling.top_k);
-    }
-    let max = row[order[0] as usize] as f64;
-    let mut weights: Vec<f64> =
-        order.iter().map(|&i| ((row[i as usize] as f64 - max) / sampling.temperature).exp()).collect();
-    let total: f64 = weights.iter().sum();
+    let mut ranked = Ranked::new(row, sampling.top_k);
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
+    let weight = |id: u32| ((row[id as usize] as f64 - max) / sampling.temperature).exp();
+    let total: f64 = ranked.order.iter().map(|&id| weight(id)).sum();
+    // How many tokens top_p keeps, and their weight.
+    let (mut kept, mut mass) = (ranked.order.len(), total);
     if sampling.top_p < 1.0 {
-        let mut sum = 0.0;
-        let keep = weights.iter().position(|w| {
-            sum += w / total;
-            sum >= sampling.top_p
-        });
-        weights.truncate(keep.map_or(weights.len(), |k| k + 1));
-    }
-    let mut left = u * weights.iter().sum::<f64>();
-    for (i, w) in weights.iter().enumerate() {
-        left -= w;
-        if left < 0.0 {
-            return Ok(order[i]);
+        (kept, mass) = (0, 0.0);
+        while let Some(id) = ranked.get(kept) {
+            kept += 1;
+            mass += weight(id);
+            if mass / total >= sampling.top_p {
+                break;
+            }
         }
     }
-    Ok(order[weights.len() - 1])
+    let mut left = u * mass;
+    let mut last = 0;
+    for place in 0..kept {
+        let Some(id) = ranked.get(place) else { break };
+        left -= weight(id);
+        last = id;
+        if left < 0.0 {
+            break;
+        }
+    }
+    Ok(last)
+}
+
+/// Falling logits; equal ones by id.
+fn by_logit(row: &[f32], a: &u32, b: &u32) -> Ordering {
+    row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b))
+}
+
+/// Tokens by falling logits. They are sorted so far as they are asked for: mostly the first few of a large vocabulary
+/// decide, and sorting all of it would take as long as a small model.
+struct Ranked<'a> {
+    row: &'a [f32],
+    /// The first `sorted` are in their places, and no other comes before them.
+    order: Vec<u32>,
+    sorted: usize,
+}
+
+impl Ranked<'_> {
+    /// The `most` first tokens, or all for 0.
+    fn new(row: &[f32], most: usize) -> Ranked<'_> {
+        let mut order: Vec<u32> = (0..row.len() as u32).collect();
+        if (1..order.len()).contains(&most) {
+            order.select_nth_unstable_by(most - 1, |a, b| by_logit(row, a, b));
+            order.truncate(most);
+        }
+        Ranked { row, order, sorted: 0 }
+    }
+
+    fn get(&mut self, place: usize) -> Option<u32> {
+        while place >= self.sorted && self.sorted < self.order.len() {
+            let rest = &mut self.order[self.sorted..];
+            let next = (15 * self.sorted).max(64).min(rest.len());
+            if next < rest.len() {
+                rest.select_nth_unstable_by(next, |a, b| by_logit(self.row, a, b));
+            }
+            rest[..next].sort_unstable_by(|a, b| by_logit(self.row, a, b));
+            self.sorted += next;
+        }
+        self.order.get(place).copied()
+    }
 }
 
 #[cfg(test)]
@@ -161,5 +203,47 @@ mod tests {
             assert!([1, 2].contains(&choose(&logits, 0, &s(1.0, 0.5, 0), u).unwrap()));
         }
         assert_eq!(choose(&logits, 0, &s(1.0, 1.0, 0), 0.9999).unwrap(), 0);
+    }
+
+    /// What the choice is defined by: everything sorted.
+    fn chosen_of_all(row: &[f32], sampling: &Sampling, u: f64) -> u32 {
+        let mut order: Vec<u32> = (0..row.len() as u32).collect();
+        order.sort_by(|a, b| by_logit(row, a, b));
+        order.truncate(if sampling.top_k > 0 { sampling.top_k } else { row.len() });
+        let weights: Vec<f64> =
+            order.iter().map(|&i| (row[i as usize] as f64 / sampling.temperature).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let (mut kept, mut mass) = (0, 0.0);
+        while kept < order.len() && (sampling.top_p >= 1.0 || mass / total < sampling.top_p) {
+            mass += weights[kept];
+            kept += 1;
+        }
+        let mut sum = 0.0;
+        let place = weights[..kept].iter().position(|w| {
+            sum += w;
+            u * mass < sum
+        });
+        order[place.unwrap_or(kept - 1)]
+    }
+
+    #[test]
+    fn sampling_from_a_large_vocabulary_is_that_from_all_of_it_sorted() {
+        let key = Key::new(7);
+        // Many are equal, and flat and steep ones need many places and few.
+        for (spread, temperature) in [(1.0, 1.0), (12.0, 0.7), (0.001, 1.3)] {
+            let row: Vec<f32> =
+                (0..3000).map(|i| ((key.normal(i) * 50.0).round() / 50.0 * spread) as f32).collect();
+            let logits = Tensor::from_vec(row.clone(), &[1, 3000]).unwrap();
+            for (top_p, top_k) in
+                [(1.0, 0), (0.9, 0), (1.0, 200), (0.5, 65), (1e-9, 0), (1.0, 3000), (0.99, 9000)]
+            {
+                let s = Sampling { temperature, top_p, top_k, ..Sampling::greedy(1, vec![]) };
+                for i in 0..50 {
+                    let u = key.uniform(1_000_000 + i);
+                    let found = choose(&logits, 0, &s, u).unwrap();
+                    assert_eq!(found, chosen_of_all(&row, &s, u), "{s:?} {u}");
+                }
+            }
+        }
     }
 }
