@@ -4,8 +4,19 @@ mod common;
 
 use common::{Place, model, rows};
 
-const COMMANDS: [&str; 10] =
-    ["quickstart", "train", "merge", "unmerge", "convert", "combine", "generate", "chat", "eval", "inspect"];
+const COMMANDS: [&str; 11] = [
+    "quickstart",
+    "train",
+    "merge",
+    "unmerge",
+    "convert",
+    "combine",
+    "generate",
+    "chat",
+    "eval",
+    "inspect",
+    "bench",
+];
 
 /// Compares with a file in `snapshots/`; LORATUNE_UPDATE_SNAPSHOTS=1 writes it instead.
 #[track_caller]
