@@ -39,17 +39,19 @@ pub(crate) enum Payload<'a> {
     Nothing,
     Bytes(&'static str, &'a [u8]),
     /// So many bytes from a reader that is made anew for every try.
-    Stream(u64, &'a dyn Fn() -> Result<Box<dyn Read>>),
+    Stream(u64, &'a dyn Fn() -> Result<Box<dyn Read + 'a>>),
 }
 
 /// A request, and when it may be sent a second time.
 pub(crate) struct Request<'a> {
     pub method: Method,
     pub url: String,
-    pub headers: Vec<(&'static str, String)>,
+    pub headers: Vec<(&'a str, String)>,
     pub payload: Payload<'a>,
     /// Sending it twice does not do it twice.
     pub repeatable: bool,
+    /// The address says by itself who may: no token.
+    pub anonymous: bool,
     /// For messages: `downloading x`.
     pub action: String,
 }
@@ -57,12 +59,14 @@ pub(crate) struct Request<'a> {
 impl<'a> Request<'a> {
     pub fn get(url: String, action: impl Into<String>) -> Request<'a> {
         let (headers, payload) = (Vec::new(), Payload::Nothing);
-        Request { method: Method::GET, url, headers, payload, repeatable: true, action: action.into() }
+        let (repeatable, anonymous, action) = (true, false, action.into());
+        Request { method: Method::GET, url, headers, payload, repeatable, anonymous, action }
     }
 
+    /// Sent once, unless `repeatable` is set.
     pub fn post(url: String, json: &'a [u8], action: impl Into<String>) -> Request<'a> {
         let payload = Payload::Bytes("application/json", json);
-        Request { method: Method::POST, payload, ..Request::get(url, action) }
+        Request { method: Method::POST, payload, repeatable: false, ..Request::get(url, action) }
     }
 }
 
@@ -232,7 +236,7 @@ impl Client {
             builder = builder.header(*name, value);
         }
         let at_home = url::origin(url).is_some() && url::origin(url) == self.origin;
-        if let (Some(token), true) = (&self.token, at_home) {
+        if let (Some(token), true) = (&self.token, at_home && !request.anonymous) {
             builder = builder.header("authorization", token.header());
         }
         let bad = |_| Failure::Fatal(HubError::answer(url, "its address cannot be used"));

@@ -3,9 +3,6 @@
 //! A [`Hub`] finds files by the name of their repository, in the cache that Hugging Face's own libraries share or by
 //! downloading them, and pushes folders. It knows repositories and files, not what is in them.
 
-// Until pushing is there, which uses the rest.
-#![allow(dead_code)]
-
 mod cache;
 mod dataset;
 mod digest;
@@ -16,6 +13,7 @@ mod hub;
 mod listing;
 mod name;
 mod progress;
+mod push;
 mod select;
 mod settings;
 mod token;
@@ -26,6 +24,7 @@ pub use error::{HubError, Result};
 pub use hub::{Fetched, Hub};
 pub use name::{Kind, MAIN, RepoName};
 pub use progress::{Progress, Silent};
+pub use push::{Push, Pushed, Upload, folder, is_pushed};
 pub use select::Part;
 pub use settings::{ENDPOINT, Settings};
 pub use token::Token;
