@@ -2,6 +2,7 @@
 
 mod bench;
 mod tools;
+mod words;
 
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use loratune_train::config::KEYS;
 
 pub use bench::{BenchArgs, BenchCommand, BenchMethod, BenchOpsArgs, BenchStepArgs};
 pub use tools::{CombineArgs, ConvertArgs, ConvertTo, MergeArgs, SvdKind, UnmergeArgs};
+pub use words::arrange;
 
 /// Fine-tune language models with LoRA: one binary, no Python.
 #[derive(Debug, Parser)]
@@ -46,6 +48,8 @@ pub enum Command {
     Quickstart(QuickstartArgs),
     /// Fine-tune a model, or go on with a run that was stopped.
     Train(TrainArgs),
+    /// Fine-tune a model by AutoTrain's command line: its flags, defaults and meanings.
+    Llm(LlmArgs),
     /// Fold an adapter into its model, or turn a GGUF file into a Hugging Face folder.
     Merge(MergeArgs),
     /// Take an adapter out of a model again that it was merged into.
@@ -88,12 +92,31 @@ pub struct QuickstartArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example: loratune train lora.yaml learning_rate=2e-4 output_dir=runs/second",
+    after_help = "Examples: loratune train lora.yaml learning_rate=2e-4 output_dir=runs/second\n\
+                  \u{20}         loratune train --model_name_or_path models/base --dataset data.jsonl --output_dir runs/first",
     after_long_help = keys_help()
 )]
 pub struct TrainArgs {
-    /// The configuration (YAML or JSON), then settings that win over it; without a file, settings alone.
-    #[arg(value_name = "CONFIG.yaml] [KEY=VALUE", num_args = 0..)]
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: loratune llm --train --model models/base --data-path data/ --project-name first --peft",
+    after_long_help = autotrain_help()
+)]
+pub struct LlmArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// A run: its settings, and what is shown of it.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// A configuration file (YAML or JSON; `train` only), then settings that win over it: KEY=VALUE, or flags for every key
+    /// (`--key value`, `--switch`, `--no_switch`; `-` and `_` are the same).
+    #[arg(value_name = "CONFIG.yaml] [KEY=VALUE] [--KEY VALUE", num_args = 0..)]
     pub settings: Vec<String>,
     /// Print the whole configuration, with where each value comes from, and stop.
     #[arg(long, help_heading = "Before the run", conflicts_with_all = ["dry_run", "json"])]
@@ -305,14 +328,32 @@ fn share_or_0(text: &str) -> Result<f64, String> {
     given.ok_or_else(|| "a number from 0 to 1 is needed".into())
 }
 
+/// AutoTrain's flags, for `llm --help`.
+fn autotrain_help() -> String {
+    let mut out = String::from(
+        "Example: loratune llm --train --model models/base --data-path data/ --project-name first --peft\n\n\
+         AutoTrain's flags, and what they are here (every key of `loratune train --help` is a flag too):\n",
+    );
+    for line in loratune_train::config::autotrain_help() {
+        let (flags, meaning) = line;
+        out.push_str(&format!("    {flags}\n"));
+        for line in crate::output::wrap(&meaning, 88) {
+            out.push_str(&format!("        {line}\n"));
+        }
+    }
+    out.truncate(out.trim_end().len());
+    out
+}
+
 /// Every key of a run's configuration with its default, for `train --help`.
 fn keys_help() -> String {
     use std::fmt::Write;
 
     let defaults = loratune_train::config::RunConfig::default();
     let mut out = String::from(
-        "Example: loratune train lora.yaml learning_rate=2e-4 output_dir=runs/second\n\n\
-         Keys of the configuration, with their defaults:\n",
+        "Examples: loratune train lora.yaml learning_rate=2e-4 output_dir=runs/second\n\
+         \u{20}         loratune train --model_name_or_path models/base --dataset data.jsonl --output_dir runs/first\n\n\
+         Keys of the configuration, with their defaults; each is a flag too:\n",
     );
     let mut group = "";
     for key in KEYS {

@@ -8,16 +8,17 @@ mod progress;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 
 use cli::{Cli, Command};
+use commands::train::FrontEnd;
 
 /// Exit codes: 0, or one of these. (130 is an interrupted run; see `commands::train`.)
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(cli::arrange(std::env::args_os().collect())) {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
     };
@@ -36,7 +37,8 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
     let global = &cli.global;
     match &cli.command {
         Command::Quickstart(args) => return commands::quickstart::run(args, global),
-        Command::Train(args) => return commands::train::run(args, global),
+        Command::Train(args) => return commands::train::run(FrontEnd::Keys, &args.run, global),
+        Command::Llm(args) => return commands::train::run(FrontEnd::AutoTrain, &args.run, global),
         Command::Merge(args) => commands::merge::run(args, global)?,
         Command::Unmerge(args) => commands::unmerge::run(args, global)?,
         Command::Convert(args) => commands::convert::run(args, global)?,
@@ -50,26 +52,11 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Help, the version, or what clap says is wrong; a configuration key given as a flag gets a word on how to write it.
+/// Help, the version, or what clap says is wrong.
 fn usage(e: &clap::Error) -> ExitCode {
     let failed = e.use_stderr();
     let _ = e.print();
-    if let Some(tip) = key_tip(e) {
-        eprintln!("\n{tip}");
-    }
     ExitCode::from(if failed { USAGE } else { 0 })
-}
-
-fn key_tip(e: &clap::Error) -> Option<String> {
-    let clap::error::ContextValue::String(flag) = e.get(clap::error::ContextKind::InvalidArg)? else {
-        return None;
-    };
-    let name = flag.trim_start_matches('-').split('=').next()?.replace('-', "_");
-    let key = loratune_train::config::Key::find(&name)?;
-    let is_subcommand_flag =
-        Cli::command().get_subcommands().any(|c| c.get_arguments().any(|a| a.get_long() == Some(&name)));
-    (!is_subcommand_flag)
-        .then(|| format!("tip: settings of a run are written without dashes, as in {}=VALUE", key.name))
 }
 
 /// Logs of the libraries, only where RUST_LOG asks for them.

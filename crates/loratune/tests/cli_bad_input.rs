@@ -77,7 +77,7 @@ fn misspelt_keys_flags_fields_and_values_name_the_right_ones() {
     train(&place, &base, &data, &["template=alpacca"]).fails(2, &["alpacca", "did you mean `alpaca`"]);
     train(&place, &base, &data, &["lora_target=q_porj"]).fails(1, &["q_porj", "did you mean 'q_proj'"]);
     place.run(&["train", "--dry-rum"]).fails(2, &["--dry-rum", "--dry-run"]);
-    place.run(&["train", "--learning_rate", "1"]).fails(2, &["without dashes, as in learning_rate=VALUE"]);
+    place.run(&["train", "--learning-rat", "1"]).fails(2, &["did you mean `--learning-rate`"]);
     place.run(&["generat"]).fails(2, &["generat", "generate"]);
     place.run(&["train"]).fails(2, &["model_name_or_path is missing"]);
     place.write("rows.jsonl", r#"{"instruction": "a", "ouptut": "b"}"#);

@@ -4,9 +4,10 @@ mod common;
 
 use common::{Place, model, rows};
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "quickstart",
     "train",
+    "llm",
     "merge",
     "unmerge",
     "convert",

@@ -58,6 +58,12 @@ impl Feed {
         self.plan.rows_per_epoch()
     }
 
+    /// Batches of the evaluation, or without one of an epoch, unrounded: what `logging_steps: auto` goes by.
+    pub fn batches_to_log_by(&self) -> f64 {
+        let rows = if self.eval.is_empty() { self.rows_per_epoch() } else { self.eval.len() };
+        rows as f64 / self.batch_size as f64
+    }
+
     /// Optimiser steps in an epoch.
     pub fn steps_per_epoch(&self) -> u64 {
         self.batches_per_epoch.div_ceil(self.accumulation) as u64

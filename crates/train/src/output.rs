@@ -19,14 +19,15 @@ use crate::trainer::Trainer;
 pub(crate) fn trainer_state(trainer: &Trainer<'_>, finished: bool) -> TrainerState {
     let (config, progress, total) = (trainer.config(), &trainer.progress, trainer.total_steps());
     let epoch = trainer.feed().steps_per_epoch() as f64;
+    let logging = config.logging_steps.resolve(total, trainer.feed().batches_to_log_by());
     let best =
         |step: u64| Path::new(&config.output_dir).join(format!("checkpoint-{step}")).display().to_string();
     TrainerState {
         epoch: progress.step as f64 / epoch,
         global_step: progress.step,
         max_steps: total,
-        logging_steps: config.logging_steps.resolve(total),
-        eval_steps: config.eval_steps.unwrap_or(config.logging_steps).resolve(total),
+        logging_steps: logging,
+        eval_steps: config.eval_steps.map_or(logging, |steps| steps.resolve(total)),
         save_steps: config.save_steps.resolve(total),
         train_batch_size: config.per_device_train_batch_size,
         num_train_epochs: (total as f64 / epoch).ceil() as u64,

@@ -98,7 +98,7 @@ impl<'a> Trainer<'a> {
     ) -> Result<Trainer<'a>> {
         let total = feed.total_steps(config);
         let epoch = feed.steps_per_epoch();
-        let logging = config.logging_steps.resolve(total);
+        let logging = config.logging_steps.resolve(total, feed.batches_to_log_by());
         Ok(Trainer {
             optimizer: Optimizer::new(&model.params, config),
             progress: Progress::default(),

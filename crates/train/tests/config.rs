@@ -33,7 +33,7 @@ fn defaults_are_those_of_llama_factory_and_hugging_face() {
     assert_eq!((c.per_device_train_batch_size, c.gradient_accumulation_steps), (8, 1));
     assert_eq!((c.adam_beta1, c.adam_beta2, c.adam_epsilon), (0.9, 0.999, 1e-8));
     assert_eq!((c.weight_decay, c.max_grad_norm, c.seed, c.data_seed), (0.0, 1.0, 42, Some(42)));
-    assert_eq!((c.logging_steps, c.save_steps), (Steps::Count(500), Steps::Count(500)));
+    assert_eq!((c.logging_steps, c.save_steps), (LogSteps::Steps(Steps::Count(500)), Steps::Count(500)));
     assert_eq!((c.lr_scheduler_type, c.warmup_steps), (ScheduleKind::Linear, Steps::Count(0)));
     assert_eq!((c.eval_strategy, c.save_strategy), (EvalStrategy::No, SaveStrategy::Steps));
     assert_eq!((c.packing, c.dtype, c.max_steps), (false, BaseDtype::Float32, Limit(None)));
@@ -78,8 +78,8 @@ fn numbers_are_numbers_in_every_spelling() {
         assert_eq!(config("", &[&format!("learning_rate={spelling}")]).learning_rate, 5e-5, "{spelling}");
     }
     assert_eq!(config("num_train_epochs: 2\nlora_alpha: 16.0\nseed: 1e3\n", &[]).seed, 1000);
-    assert_eq!(config("logging_steps: 0.05\n", &[]).logging_steps.resolve(101), 6);
-    assert_eq!(config("logging_steps: 5.0\n", &[]).logging_steps, Steps::Count(5));
+    assert_eq!(config("logging_steps: 0.05\n", &[]).logging_steps.resolve(101, 0.0), 6);
+    assert_eq!(config("logging_steps: 5.0\n", &[]).logging_steps, LogSteps::Steps(Steps::Count(5)));
     for (spelling, want) in [("true", true), ("True", true), ("yes", true), ("off", false), ("FALSE", false)]
     {
         assert_eq!(config(&format!("bf16: {spelling}\n"), &[]).bf16, want, "{spelling}");
@@ -145,7 +145,7 @@ fn overrides_beat_the_file_and_the_last_one_wins() {
     assert_eq!(taken_back.origin("max_samples"), Origin::Default);
     let alone: Vec<String> =
         ["model_name_or_path=m", "dataset=a,b", "output_dir=o"].map(String::from).to_vec();
-    assert_eq!(RunConfig::from_overrides(&alone).unwrap().config.dataset, ["a", "b"]);
+    assert_eq!(RunConfig::from_words(&alone).unwrap().config.dataset, ["a", "b"]);
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn wrong_values_name_line_key_value_and_expectation() {
         (
             "logging_steps: 0\n",
             &[],
-            "run.yaml:4: logging_steps is `0`; expected a whole number of steps, or a share of all steps below 1, above 0",
+            "run.yaml:4: logging_steps is `0`; expected a whole number of steps, or a share of all steps below 1, or auto, above 0",
         ),
         (
             "template: 3\n",
@@ -362,11 +362,12 @@ fn keys_of_nobody_and_of_other_tools_are_told_apart() {
         ("zzz: 3\n", "run.yaml:4: unknown key `zzz`; `loratune train --help` lists the keys"),
         (
             "quantization_bit: 4\n",
-            "run.yaml:4: `quantization_bit` is LLaMA-Factory's; loratune does not have it yet; remove the line",
+            "run.yaml:4: `quantization_bit` is LLaMA-Factory's; loratune does not have it: quantised bases are not there yet; \
+             bf16: true halves the memory",
         ),
         (
             "target_parameters: [a]\n",
-            "run.yaml:4: `target_parameters` is PEFT's; loratune does not have it yet; remove the line",
+            "run.yaml:4: `target_parameters` is PEFT's; loratune does not have it yet; remove it",
         ),
         ("lr: 1e-4\n", "run.yaml:4: `lr` is AutoTrain's; in loratune the key is `learning_rate`"),
         (
@@ -619,7 +620,10 @@ fn files_that_are_no_configuration() {
         "x.yaml: model_name_or_path is missing; add for example `model_name_or_path: models/SmolLM2-135M`"
     );
     let text = refusal("", &["lora_rank"]);
-    assert_eq!(text, "`lora_rank`: an override has the form key=value, such as learning_rate=1e-4");
+    assert_eq!(
+        text,
+        "`lora_rank`: a setting has the form key=value or --key value, such as learning_rate=1e-4"
+    );
 }
 
 #[test]
@@ -668,12 +672,15 @@ fn the_registry_is_sound() {
 fn the_documentation_of_the_keys_is_the_registry() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md");
     let text = format!(
-        "# Configuration\n\nOne YAML or JSON file, and `key=value` settings that win over it. The names are those of \
-         LLaMA-Factory, Hugging Face and PEFT; the last column says whose meaning a key has.\n\n{}\n## \
-         Dataset formats\n\nRows are recognised by their fields (`[…]` are optional).\n\n```\n{}```\n\n## Named \
+        "# Configuration\n\nOne YAML or JSON file, and settings that win over it: `key=value`, or flags as Hugging \
+         Face's parser takes them (`--key value`, `--switch`, `--no_switch`; `-` and `_` are the same). The names are those of \
+         LLaMA-Factory, Hugging Face, TRL and PEFT; the last column says whose meaning a key has.\n\n{}\n## \
+         AutoTrain's command line\n\n`loratune llm` takes AutoTrain's flags, with its defaults; every key above is a flag \
+         there too.\n\n{}\n## Dataset formats\n\nRows are recognised by their fields (`[…]` are optional).\n\n```\n{}```\n\n## Named \
          templates\n\n`template` takes one of these names or the path of a .jinja file; without it the model's own is \
          used.\n\n```\n{}```\n",
         RunConfig::keys_markdown(),
+        autotrain_markdown(),
         loratune_data::format_table(),
         loratune_data::template_table()
     );

@@ -1,7 +1,6 @@
 //! `loratune train`.
 
 use std::io;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use loratune_engine::DType;
 use loratune_train::checkpoint::Start;
-use loratune_train::config::{Finetuning, Loaded, RunConfig, Value};
+use loratune_train::config::{Finetuning, Key, Loaded, RunConfig, Value};
 use loratune_train::model::dtypes;
 use loratune_train::run::{Outcome, Prepared, peak_memory, prepare};
 use loratune_train::trainer::Ending;
@@ -17,7 +16,7 @@ use loratune_train::vocabulary::Vocabulary;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::cli::{Global, TrainArgs};
+use crate::cli::{Global, RunArgs};
 use crate::load::start_threads;
 use crate::output::{self, bytes, duration, field, number, shell_word, thousands};
 use crate::progress::{Progress, Style};
@@ -25,8 +24,17 @@ use crate::progress::{Progress, Style};
 /// Exit code of a run that was interrupted: 128 + SIGINT, as shells say it.
 const INTERRUPTED: u8 = 130;
 
-pub fn run(args: &TrainArgs, global: &Global) -> Result<ExitCode> {
-    let loaded = load_config(args, global)?;
+/// Whose names the settings are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrontEnd {
+    /// `train`: keys, LLaMA-Factory's and Hugging Face's, in a file or as flags.
+    Keys,
+    /// `llm`: AutoTrain's flags.
+    AutoTrain,
+}
+
+pub fn run(front: FrontEnd, args: &RunArgs, global: &Global) -> Result<ExitCode> {
+    let loaded = load_config(front, args, global)?;
     if !args.json && !global.quiet {
         loaded.notes.iter().for_each(|n| output::note(&format!("note: {n}")));
     }
@@ -82,14 +90,12 @@ pub fn execute(loaded: &Loaded, style: Style, extent: Extent, resume: &str) -> R
     Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
-/// The first setting is the configuration's file unless it is a `key=value`; a file whose name has a `=` in it counts.
-fn load_config(args: &TrainArgs, global: &Global) -> Result<Loaded> {
-    let file = args.settings.first().filter(|s| !s.contains('=') || Path::new(s).is_file());
-    let mut overrides = args.settings[usize::from(file.is_some())..].to_vec();
-    overrides.extend(global.threads.map(|n| format!("threads={n}")));
-    Ok(match file {
-        Some(path) => RunConfig::load(Path::new(path), &overrides)?,
-        None => RunConfig::from_overrides(&overrides)?,
+fn load_config(front: FrontEnd, args: &RunArgs, global: &Global) -> Result<Loaded> {
+    let mut words = args.settings.clone();
+    words.extend(global.threads.map(|n| format!("threads={n}")));
+    Ok(match front {
+        FrontEnd::Keys => RunConfig::from_words(&words)?,
+        FrontEnd::AutoTrain => RunConfig::from_autotrain(&words)?,
     })
 }
 
@@ -242,16 +248,29 @@ fn listen(speak: bool) -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// A command of these words once more, going on from the newest checkpoint.
+/// A command of these words once more, going on from the newest checkpoint; tokens are not repeated.
 pub fn resume_command(words: impl IntoIterator<Item = String>) -> String {
-    let replaced = ["overwrite_output_dir=", "resume_from_checkpoint="];
-    let mut words: Vec<String> = words
-        .into_iter()
-        .filter(|w| !replaced.iter().any(|r| w.trim_start_matches('-').starts_with(r)))
-        .map(|w| shell_word(&w))
-        .collect();
-    words.push("resume_from_checkpoint=true".into());
-    words.join(" ")
+    const REPLACED: [&str; 2] = ["overwrite_output_dir", "resume_from_checkpoint"];
+    let mut kept = Vec::new();
+    let mut words = words.into_iter().peekable();
+    while let Some(word) = words.next() {
+        let (name, attached) = match word.trim_start_matches('-').split_once('=') {
+            Some((name, _)) => (name.replace('-', "_"), true),
+            None => (word.trim_start_matches('-').replace('-', "_"), false),
+        };
+        let is_flag = word.starts_with("--") && !attached;
+        let replaced = REPLACED.contains(&name.as_str()) && (is_flag || attached);
+        let secret = name == "token" || Key::find(&name).is_some_and(|k| k.is_secret);
+        if !replaced && !secret {
+            kept.push(shell_word(&word));
+        } else if is_flag {
+            // Their values go with them; a switch has one only if it says true or false.
+            let is_switch = name == "overwrite_output_dir";
+            words.next_if(|w| !w.starts_with("--") && (!is_switch || matches!(w.as_str(), "true" | "false")));
+        }
+    }
+    kept.push("resume_from_checkpoint=true".into());
+    kept.join(" ")
 }
 
 /// What is shown when the run is over.

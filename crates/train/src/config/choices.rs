@@ -1,6 +1,6 @@
 //! Keys with a fixed set of values. Each enum stands with its spellings, and with the peers' spellings that are not built yet.
 
-use super::field::{Field, Problem};
+use super::field::{Arity, Field, Problem};
 use super::value::Value;
 use crate::schedule::ScheduleKind;
 use loratune_model::adapter::{Bias, Init};
@@ -164,6 +164,7 @@ choices! {
 }
 
 impl Field for Vec<Reporter> {
+    const ARITY: Arity = Arity::Many;
     const TEXT: bool = true;
     fn expected() -> String {
         "none or tensorboard".into()

@@ -19,12 +19,16 @@ pub enum Origin {
     },
     /// A `key=value` after the file, as typed.
     Override(String),
+    /// A flag with its values, as typed; a secret's value is left out.
+    Flag(String),
+    /// A default of the tool whose command line this is.
+    Preset(&'static str),
 }
 
 impl Origin {
     /// Whether a person wrote this value down.
     pub fn is_explicit(&self) -> bool {
-        matches!(self, Origin::File { .. } | Origin::Override(_))
+        matches!(self, Origin::File { .. } | Origin::Override(_) | Origin::Flag(_))
     }
 }
 
@@ -36,6 +40,8 @@ impl fmt::Display for Origin {
             Origin::File { file, line: Some(line) } => write!(f, "{file}:{line}"),
             Origin::File { file, line: None } => f.write_str(file),
             Origin::Override(text) => write!(f, "override {text}"),
+            Origin::Flag(text) => write!(f, "flag {text}"),
+            Origin::Preset(whose) => write!(f, "preset {whose}"),
         }
     }
 }
@@ -102,8 +108,8 @@ pub enum ConfigError {
         /// What the file holds instead.
         found: &'static str,
     },
-    /// An argument after the file has no `=`.
-    #[error("`{text}`: an override has the form key=value, such as learning_rate=1e-4")]
+    /// An argument after the file is no setting.
+    #[error("`{text}`: a setting has the form key=value or --key value, such as learning_rate=1e-4")]
     BadOverride {
         /// The argument as typed.
         text: String,
@@ -117,6 +123,31 @@ pub enum ConfigError {
         origin: Origin,
         /// The nearest right name.
         suggestion: Option<&'static str>,
+    },
+    /// A flag that is no key's.
+    #[error("unknown flag `{flag}`{}", match suggestion {
+        Some(name) => format!("; did you mean `--{name}`?"),
+        None => "; `loratune train --help` lists the keys".to_string(),
+    })]
+    UnknownFlag {
+        /// The flag as typed.
+        flag: String,
+        /// The nearest right name.
+        suggestion: Option<String>,
+    },
+    /// A flag stands alone that needs a value.
+    #[error("flag {flag}: a value is missing; expected {expected}")]
+    NoValue {
+        /// The flag as typed.
+        flag: String,
+        /// Type and range.
+        expected: String,
+    },
+    /// The command line as a whole says too little.
+    #[error("{what}")]
+    Line {
+        /// What, and what to do.
+        what: &'static str,
     },
     /// A peer's key, or a value of one, that loratune does not have.
     #[error("{origin}: `{key}` is {owner}'s; {advice}")]

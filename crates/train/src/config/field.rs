@@ -11,8 +11,25 @@ pub enum Problem {
     Refused(String),
 }
 
+/// How many words follow a key's flag on a command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arity {
+    /// None, or one that says true or false; `--no_KEY` is false.
+    Switch,
+    /// None (true), or a value.
+    Maybe,
+    /// A value.
+    One,
+    /// One or more.
+    Many,
+}
+
 /// A type that a configuration key can have.
 pub trait Field: Sized {
+    /// How many words follow the flag.
+    const ARITY: Arity = Arity::One;
+    /// True for what must not be shown or written anywhere.
+    const SECRET: bool = false;
     /// True when `key=value` on the command line is taken as text, not parsed as YAML (paths such as `1.0`).
     const TEXT: bool = false;
     /// What is expected, as in "expected {}".
@@ -27,6 +44,7 @@ pub trait Field: Sized {
 }
 
 impl Field for bool {
+    const ARITY: Arity = Arity::Switch;
     fn expected() -> String {
         "true or false".into()
     }
@@ -130,6 +148,8 @@ impl Field for String {
 }
 
 impl<T: Field> Field for Option<T> {
+    const ARITY: Arity = T::ARITY;
+    const SECRET: bool = T::SECRET;
     const TEXT: bool = T::TEXT;
     fn expected() -> String {
         T::expected()
@@ -163,6 +183,7 @@ fn word_list(items: &[String]) -> Value {
 }
 
 impl Field for Vec<String> {
+    const ARITY: Arity = Arity::Many;
     const TEXT: bool = true;
     fn expected() -> String {
         "a name, a list of names, or names with commas between them".into()
@@ -176,6 +197,7 @@ impl Field for Vec<String> {
 }
 
 impl Field for Vec<u64> {
+    const ARITY: Arity = Arity::Many;
     fn expected() -> String {
         "a layer index or a list of them".into()
     }
@@ -249,6 +271,43 @@ impl Steps {
     }
 }
 
+/// Steps between lines of the log: as [`Steps`], or a choice by the size of the data.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum LogSteps {
+    /// So many, or a share.
+    Steps(Steps),
+    /// AutoTrain's choice: a fifth of the batches of an epoch (of the evaluation's, where there is one), from 1 to 25.
+    Auto,
+}
+
+impl LogSteps {
+    /// The number of steps in a run of `total`, with so many `batches` to go by.
+    pub fn resolve(self, total: u64, batches: f64) -> u64 {
+        match self {
+            LogSteps::Steps(steps) => steps.resolve(total),
+            LogSteps::Auto => ((0.2 * batches) as u64).clamp(1, 25),
+        }
+    }
+}
+
+impl Field for LogSteps {
+    fn expected() -> String {
+        format!("{}, or auto", Steps::expected())
+    }
+    fn parse(value: &Value) -> Result<Self, Problem> {
+        match value {
+            Value::Str(text) if text.trim() == "auto" => Ok(LogSteps::Auto),
+            other => Steps::parse(other).map(LogSteps::Steps),
+        }
+    }
+    fn to_value(&self) -> Value {
+        match self {
+            LogSteps::Steps(steps) => steps.to_value(),
+            LogSteps::Auto => Value::Str("auto".into()),
+        }
+    }
+}
+
 impl Field for Steps {
     fn expected() -> String {
         "a whole number of steps, or a share of all steps below 1".into()
@@ -285,6 +344,7 @@ pub enum Targets {
 }
 
 impl Field for Targets {
+    const ARITY: Arity = Arity::Many;
     const TEXT: bool = true;
     fn expected() -> String {
         "all, names (a list or with commas), or a regular expression".into()
@@ -328,6 +388,7 @@ pub enum Resume {
 }
 
 impl Field for Resume {
+    const ARITY: Arity = Arity::Maybe;
     const TEXT: bool = true;
     fn expected() -> String {
         "true (the newest checkpoint in output_dir), false, or a checkpoint folder".into()

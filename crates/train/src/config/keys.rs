@@ -1,193 +1,15 @@
 //! The registry: every key of a run's configuration, once.
 //!
-//! To add a key, add its lines here. Parsing, overrides, unknown-key suggestions, the README's table, `print-config` and
-//! the field of [`RunConfig`] all come from this list; only what concerns several keys at once is in `validate.rs`.
+//! To add a key, add its lines here. Parsing, overrides, flags, unknown-key suggestions, docs/configuration.md, `print-config`
+//! and the field of [`RunConfig`] all come from this list; only what concerns several keys at once is in `validate.rs`.
 
 use super::choices::*;
-use super::field::{Field, Iterations, Kwargs, Limit, Problem, Resume, Signed, Steps, Targets};
+use super::field::{Field, Iterations, Kwargs, Limit, LogSteps, Resume, Signed, Steps, Targets};
+use super::registry::{Key, Source, or_none, run_config};
+use super::rules::*;
 use super::tokens::TrainedTokens;
-use super::value::Value;
-
-/// Whose meaning a key has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// transformers' `TrainingArguments`.
-    HuggingFace,
-    /// LLaMA-Factory's arguments.
-    LlamaFactory,
-    /// PEFT's `LoraConfig`.
-    Peft,
-    /// Axolotl's configuration.
-    Axolotl,
-    /// loratune's own.
-    Loratune,
-}
-
-impl Source {
-    /// The name for tables and messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            Source::HuggingFace => "Hugging Face",
-            Source::LlamaFactory => "LLaMA-Factory",
-            Source::Peft => "PEFT",
-            Source::Axolotl => "Axolotl",
-            Source::Loratune => "loratune",
-        }
-    }
-}
-
-/// A further condition on a key's value: the words for the message, and the test.
-#[derive(Debug, Clone, Copy)]
-pub struct Rule {
-    /// Completes "expected a whole number, …".
-    pub text: &'static str,
-    /// Whether the value is good; absent values are not asked.
-    pub ok: fn(&Value) -> bool,
-}
-
-fn number(value: &Value, ok: fn(f64) -> bool) -> bool {
-    value.as_f64().is_some_and(ok)
-}
-
-/// Every value of a mapping.
-fn every(value: &Value, ok: fn(&Value) -> bool) -> bool {
-    matches!(value, Value::Map(entries) if entries.iter().all(|(_, x)| ok(x)))
-}
-
-const AT_LEAST_1: Rule = Rule { text: "at least 1", ok: |v| number(v, |x| x >= 1.0) };
-// Far above what any machine holds; beyond them, sizes would no longer be countable.
-const MOST_ROWS: f64 = 16_777_216.0;
-const ROWS: Rule = Rule { text: "from 1 to 16777216", ok: |v| number(v, |x| (1.0..=MOST_ROWS).contains(&x)) };
-const ROW_TOKENS: Rule =
-    Rule { text: "from 2 to 16777216", ok: |v| number(v, |x| (2.0..=MOST_ROWS).contains(&x)) };
-const RANK: Rule =
-    Rule { text: "from 1 to 1048576", ok: |v| number(v, |x| (1.0..=1_048_576.0).contains(&x)) };
-const RANKS: Rule = Rule { text: "every value from 1 to 1048576", ok: |v| every(v, |x| (RANK.ok)(x)) };
-const ALPHAS: Rule = Rule { text: "every value above 0", ok: |v| every(v, |x| (POSITIVE.ok)(x)) };
-const NOT_NEGATIVE: Rule = Rule { text: "at least 0", ok: |v| number(v, |x| x >= 0.0) };
-const POSITIVE: Rule = Rule { text: "above 0", ok: |v| number(v, |x| x > 0.0) };
-const BELOW_1: Rule =
-    Rule { text: "from 0 up to, but not, 1", ok: |v| number(v, |x| (0.0..1.0).contains(&x)) };
-const VAL_SIZE: Rule = Rule {
-    text: "a share below 1 or a whole number of rows from 2 (a bare 1 is neither)",
-    ok: |v| number(v, |x| (0.0..1.0).contains(&x) || (x >= 2.0 && x.fract() == 0.0)),
-};
-const NOT_ZERO: Rule = Rule { text: "not 0", ok: |v| number(v, |x| x != 0.0) };
-const ALL_ROWS: Rule =
-    Rule { text: "at least 1; leave it out for all rows", ok: |v| number(v, |x| x >= 1.0) };
-const NOT_ALL: Rule =
-    Rule { text: "not all, which would leave nothing to adapt", ok: |v| *v != Value::Str("all".into()) };
-const ONE_ADAPTER: Rule = Rule {
-    text: "one adapter folder (several at once are not supported yet)",
-    ok: |v| !matches!(v, Value::Str(s) if s.contains(',')),
-};
-
-/// One key of the configuration.
-#[derive(Clone, Copy)]
-pub struct Key {
-    /// Its name.
-    pub name: &'static str,
-    /// Other spellings that mean the same.
-    pub aliases: &'static [&'static str],
-    /// Other spellings that still work and get a note.
-    pub deprecated: &'static [&'static str],
-    /// The heading it stands under.
-    pub group: &'static str,
-    /// One paragraph, without line breaks.
-    pub doc: &'static str,
-    /// Whose meaning it has.
-    pub source: Source,
-    /// Range beyond the type.
-    pub rule: Option<Rule>,
-    /// The default in words where it depends on other keys.
-    pub default_words: Option<&'static str>,
-    /// A line to show when this key is required and missing.
-    pub required: Option<&'static str>,
-    /// Whether `key=value` takes the value as text.
-    pub is_text: bool,
-    /// What it expects, without the rule.
-    pub expected: fn() -> String,
-    /// Reads the value into the configuration.
-    pub set: fn(&mut RunConfig, &Value) -> Result<(), Problem>,
-    /// Back to the default.
-    pub reset: fn(&mut RunConfig),
-    /// The value as it stands in the configuration.
-    pub get: fn(&RunConfig) -> Value,
-}
-
-impl Key {
-    /// Type and range, for messages.
-    pub fn expectation(&self) -> String {
-        match self.rule {
-            Some(rule) => format!("{}, {}", (self.expected)(), rule.text),
-            None => (self.expected)(),
-        }
-    }
-
-    /// All spellings, the name first.
-    pub fn spellings(&self) -> impl Iterator<Item = &'static str> {
-        [self.name].into_iter().chain(self.aliases.iter().copied()).chain(self.deprecated.iter().copied())
-    }
-
-    /// The key of that name or alias.
-    pub fn find(name: &str) -> Option<&'static Key> {
-        KEYS.iter().find(|key| key.spellings().any(|s| s == name))
-    }
-}
-
-/// `or_none!(expr?)`: `Some(expr)` if the optional part was written.
-macro_rules! or_none {
-    () => {
-        None
-    };
-    ($value:expr) => {
-        Some($value)
-    };
-}
-
-macro_rules! run_config {
-    ($($group:literal { $(
-        $(#[doc = $doc:literal])+
-        $name:ident: $ty:ty = $default:expr, $source:ident
-        $(, alias $alias:literal)* $(, deprecated $old:literal)* $(, rule $rule:expr)? $(, words $words:literal)?
-        $(, required $required:literal)? ;
-    )+ })+) => {
-        /// A run's configuration with every value decided. Its fields are the keys of the file, documented there.
-        #[derive(Debug, Clone, PartialEq)]
-        pub struct RunConfig { $($(
-            $(#[doc = $doc])+
-            pub $name: $ty,
-        )+)+ }
-
-        impl Default for RunConfig {
-            /// Every key at its default; `model_name_or_path`, `dataset` and `output_dir` are still empty.
-            fn default() -> Self {
-                RunConfig { $($($name: $default,)+)+ }
-            }
-        }
-
-        /// Every key, in the order of the documentation and of `to_yaml`.
-        pub static KEYS: &[Key] = &[ $($( Key {
-            name: stringify!($name),
-            aliases: &[$($alias),*],
-            deprecated: &[$($old),*],
-            group: $group,
-            doc: concat!($($doc),+),
-            source: Source::$source,
-            rule: or_none!($($rule)?),
-            default_words: or_none!($($words)?),
-            required: or_none!($($required)?),
-            is_text: <$ty as Field>::TEXT,
-            expected: <$ty as Field>::expected,
-            set: |config, value| {
-                config.$name = <$ty as Field>::parse(value)?;
-                Ok(())
-            },
-            reset: |config| config.$name = $default,
-            get: |config| config.$name.to_value(),
-        }, )+)+ ];
-    };
-}
+use crate::schedule::ScheduleKind;
+use loratune_model::adapter::{Bias, Init};
 
 run_config! {
     "Model" {
@@ -264,9 +86,11 @@ run_config! {
         loraplus_lr_ratio: Option<f64> = None, LlamaFactory, rule NOT_NEGATIVE, words "off";
         /// LoRA+: learning rate of adapters on embeddings, of A and B as in PEFT (in LLaMA-Factory of B only).
         loraplus_lr_embedding: Option<f64> = None, LlamaFactory, rule NOT_NEGATIVE,
-            words "1e-6 with LoRA+ (a loraplus_lr_ratio other than 0 and 1)";
+            words "1e-6 with LoRA+ (a loraplus_lr_ratio other than 0 and 1)",
+            differs "loraplus_lr_embedding" "the rate of both A and B of adapters on embeddings, as in PEFT; in LLaMA-Factory of B only";
         /// NEFTune: α of the noise on the embeddings in training, ±α/√(length × hidden size); the paper uses 5 to 15.
-        neftune_noise_alpha: Option<f64> = None, HuggingFace, rule NOT_NEGATIVE, words "off";
+        neftune_noise_alpha: Option<f64> = None, HuggingFace, rule NOT_NEGATIVE, words "off",
+            differs "neftune_noise_alpha" "scaled by each sequence's own length, as in the paper; neftune_scale: per_batch is Hugging Face's";
         /// The length in NEFTune's noise: each sequence's own (`per_sequence`, the paper's), or that of the batch's longest row
         /// (`per_batch`, Hugging Face's).
         neftune_scale: NeftuneScale = NeftuneScale::PerSequence, Loratune;
@@ -289,15 +113,17 @@ run_config! {
         /// Folder in which a dataset that is no path is looked up, as a file or folder of that name.
         dataset_dir: String = "data".into(), LlamaFactory;
         /// Chat template: a name, or nothing for the model's own.
-        template: Option<String> = None, LlamaFactory, words "the model's own";
+        template: Option<String> = None, LlamaFactory, alias "chat_template_path", words "the model's own";
         /// Most tokens of a row, or of a pack.
-        cutoff_len: u64 = 2048, LlamaFactory, rule ROW_TOKENS;
+        cutoff_len: u64 = 2048, LlamaFactory, alias "max_seq_length", alias "max_length", rule ROW_TOKENS,
+            differs "max_length" "taken as TRL's, the most tokens of a row; in LLaMA-Factory it is the most of an answer";
         /// Train on prompts too.
         train_on_prompt: bool = false, LlamaFactory;
         /// Train on the last turn only.
         mask_history: bool = false, LlamaFactory;
         /// Put rows together up to cutoff_len; rows of a pack never see each other.
-        packing: bool = false, LlamaFactory;
+        packing: bool = false, LlamaFactory,
+            differs "packing" "rows of a pack do not see each other, as with LLaMA-Factory's neat_packing and in TRL; with LLaMA-Factory's packing alone, and in AutoTrain, they do";
         /// Keep the order of the data.
         disable_shuffling: bool = false, LlamaFactory;
         /// Use the first so many rows of each dataset.
@@ -305,7 +131,7 @@ run_config! {
         /// Hold rows out for evaluation: a share below 1 or a number of rows.
         val_size: f64 = 0.0, LlamaFactory, rule VAL_SIZE;
         /// Threads for tokenising.
-        preprocessing_num_workers: Option<u64> = None, LlamaFactory, rule AT_LEAST_1, words "threads";
+        preprocessing_num_workers: Option<u64> = None, LlamaFactory, alias "dataset_num_proc", rule AT_LEAST_1, words "threads";
     }
     "Output" {
         /// Folder for the result, checkpoints, logs and plots.
@@ -314,8 +140,8 @@ run_config! {
         overwrite_output_dir: bool = false, LlamaFactory;
         /// Go on from a checkpoint: `true` for the newest in output_dir, or its folder.
         resume_from_checkpoint: Resume = Resume::No, HuggingFace;
-        /// Log every so many steps; below 1 a share of the run.
-        logging_steps: Steps = Steps::Count(500), HuggingFace, rule POSITIVE;
+        /// Log every so many steps; below 1 a share of the run; `auto` is a fifth of the data's batches, from 1 to 25.
+        logging_steps: LogSteps = LogSteps::Steps(Steps::Count(500)), HuggingFace, rule POSITIVE_OR_AUTO;
         /// Checkpoints: `no`, every save_steps (`steps`), or after each `epoch`.
         save_strategy: SaveStrategy = SaveStrategy::Steps, HuggingFace;
         /// Steps between checkpoints; below 1 a share of the run.
@@ -387,6 +213,3 @@ run_config! {
         threads: Option<u64> = None, Loratune, rule AT_LEAST_1, words "all cores";
     }
 }
-
-use crate::schedule::ScheduleKind;
-use loratune_model::adapter::{Bias, Init};

@@ -1,30 +1,41 @@
-//! A run's configuration: one YAML or JSON file and `key=value` overrides, in the names that LLaMA-Factory, Hugging Face
-//! and PEFT users know.
+//! A run's configuration, in the names that LLaMA-Factory, Hugging Face and PEFT users know.
 //!
-//! [`RunConfig::load`] reads and checks everything; what it returns can be used without further questions. The keys stand
-//! in `keys.rs`, the peers' keys that are not here in `elsewhere.rs`, rules over several keys in `validate.rs`.
+//! Three front ends lead to one [`RunConfig`]: a YAML or JSON file (`file.rs`), the words of a command line (`words.rs`: `key=value`
+//! and flags), and AutoTrain's line (`autotrain.rs`), which has names and defaults of its own. Each turns what it reads into settings
+//! with their origin; `load.rs` puts these together and checks the whole, and what it returns can be used without further
+//! questions. The keys stand in `keys.rs`, the peers' keys that are not here in `elsewhere.rs`, rules over several keys in
+//! `validate.rs`.
 
+mod autotrain;
 mod choices;
 mod elsewhere;
 mod error;
 mod field;
+mod file;
 mod keys;
 mod load;
+mod registry;
 mod render;
+mod rules;
+mod secret;
 mod tokens;
 mod unused;
 mod validate;
 mod value;
+mod words;
 
 use std::collections::BTreeMap;
 
+pub use autotrain::{help as autotrain_help, markdown as autotrain_markdown};
 pub use choices::{
     BaseDtype, Device, EvalStrategy, Finetuning, Metric, NeftuneScale, NewTokens, Optimizer, Reporter,
     SaveStrategy, Stage,
 };
 pub use error::{ConfigError, Entry, Origin};
-pub use field::{Field, Iterations, Kwargs, Limit, Problem, Resume, Signed, Steps, Targets};
-pub use keys::{KEYS, Key, Rule, RunConfig, Source};
+pub use field::{Arity, Field, Iterations, Kwargs, Limit, LogSteps, Problem, Resume, Signed, Steps, Targets};
+pub use keys::{KEYS, RunConfig};
+pub use registry::{Key, Rule, Source};
+pub use secret::{Secret, hidden};
 pub use tokens::{TokenRef, TrainedTokens};
 pub use value::Value;
 

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use super::elsewhere::{self, Answer};
 use super::error::Origin;
-use super::keys::{KEYS, Key, RunConfig};
+use super::keys::{KEYS, RunConfig};
+use super::registry::Key;
 use super::value::Value;
 use super::{EvalStrategy, Loaded};
 
@@ -47,15 +48,21 @@ impl RunConfig {
             );
         }
         out.push_str("\n### Keys of other tools\n\n| key | whose | accepted |\n|---|---|---|\n");
+        let mut refused =
+            String::from("\n### Keys that are refused\n\n| key | whose | why |\n|---|---|---|\n");
         for key in elsewhere::all() {
-            let cell = match key.answer {
-                Answer::Always(only, why) => format!("only `{only}`: {why}"),
-                Answer::Needless(why) => format!("any value, with a note: {why}"),
-                Answer::Use(_) | Answer::NotYet => continue,
+            let (table, cell) = match key.answer {
+                Answer::Only(values, why) => (&mut out, format!("only `{}`: {why}", values.join("`, `"))),
+                Answer::Needless(why) => (&mut out, format!("any value, with a note: {why}")),
+                Answer::Sets(switch) => (&mut out, format!("`true` is `{switch}: true`")),
+                Answer::Inverse(switch) => (&mut out, format!("the opposite of `{switch}`")),
+                Answer::Lacking(why) | Answer::Never(why) => (&mut refused, why.to_string()),
+                Answer::NotYet => (&mut refused, "not there yet".to_string()),
+                Answer::Use(name) => (&mut refused, format!("the key is `{name}`")),
             };
-            let _ = writeln!(out, "| `{}` | {} | {cell} |", key.name, key.owner);
+            let _ = writeln!(table, "| `{}` | {} | {cell} |", key.name, key.owner);
         }
-        out
+        out + &refused
     }
 }
 

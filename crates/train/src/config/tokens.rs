@@ -1,6 +1,6 @@
 //! Tokens whose rows are trained by themselves, as a configuration names them.
 
-use super::field::{Field, Problem};
+use super::field::{Arity, Field, Problem};
 use super::value::Value;
 
 /// A token: its id, or its text in the vocabulary.
@@ -45,6 +45,7 @@ impl TrainedTokens {
 }
 
 impl Field for TrainedTokens {
+    const ARITY: Arity = Arity::Many;
     fn expected() -> String {
         "token ids or tokens as a list, such as [32000, \"<think>\"], or by module: {embed_tokens: [5], lm_head: [5]}"
             .into()

@@ -1,7 +1,8 @@
 //! Keys that somebody wrote and that a run has no use for: allowed, so that one file serves several methods by overrides,
 //! but said.
 
-use super::keys::{Key, RunConfig};
+use super::keys::RunConfig;
+use super::registry::Key;
 use super::{EvalStrategy, Finetuning, Loaded, SaveStrategy};
 use crate::schedule::ScheduleKind;
 

@@ -1,8 +1,9 @@
 //! What several keys say together: values that follow from others, contradictions, keys without effect.
 
 use super::error::{ConfigError, Entry, Origin};
-use super::field::{Iterations, Limit, Resume, Steps, Targets};
-use super::keys::{KEYS, Key, RunConfig};
+use super::field::{Iterations, Limit, LogSteps, Resume, Steps, Targets};
+use super::keys::{KEYS, RunConfig};
+use super::registry::Key;
 use super::value::Value;
 use super::{BaseDtype, EvalStrategy, Finetuning, Loaded, NewTokens, SaveStrategy};
 use crate::schedule::{Schedule, ScheduleError};
@@ -110,8 +111,11 @@ impl Loaded {
             c.lora_dropout.get_or_insert(0.0);
         }
         if c.eval_steps.is_none() && c.eval_strategy == EvalStrategy::Steps {
-            c.eval_steps = Some(c.logging_steps);
-            derived.push(("eval_steps", "logging_steps"));
+            // With `auto` there is no number yet; the loop takes what logging_steps comes to.
+            if let LogSteps::Steps(steps) = c.logging_steps {
+                c.eval_steps = Some(steps);
+                derived.push(("eval_steps", "logging_steps"));
+            }
         }
         if c.data_seed.is_none() {
             c.data_seed = Some(c.seed);

@@ -1,0 +1,132 @@
+//! Keys of transformers' `TrainingArguments` and `Seq2SeqTrainingArguments` (4.40 to 5.23).
+
+use super::Answer::{Lacking, Needless, Never, NotYet, Only, Use};
+use super::Group;
+
+const ONE_PROCESS: &str = "a run is one process";
+const NO_TORCH: &str = "it is PyTorch's";
+const BATCHES: &str = "batches are made in the training process";
+
+pub(super) const KEYS: &[Group] = &[
+    (Needless("eval_strategy decides"), &["do_eval"]),
+    (Only(&["false"], "float16 training is not there yet; use bf16: true"), &["fp16"]),
+    (Only(&["false"], "a loss that is not finite is never hidden"), &["logging_nan_inf_filter"]),
+    (
+        Only(&["false"], "recomputing activations is not there yet"),
+        &["gradient_checkpointing", "activation_checkpointing"],
+    ),
+    (Only(&["false"], "a loss is better when it is smaller"), &["greater_is_better"]),
+    (Only(&["steps"], "logging_steps says how often"), &["logging_strategy"]),
+    (Only(&["true"], "files are safetensors"), &["save_safetensors"]),
+    (Needless("this build computes on the processor"), &["use_cpu"]),
+    (Needless("no code from a model's folder is ever run"), &["trust_remote_code"]),
+    (
+        Needless(ONE_PROCESS),
+        &[
+            "ddp_timeout",
+            "ddp_find_unused_parameters",
+            "ddp_bucket_cap_mb",
+            "ddp_broadcast_buffers",
+            "ddp_static_graph",
+            "ddp_backend",
+            "local_rank",
+            "average_tokens_across_devices",
+            "log_on_each_node",
+            "save_on_each_node",
+            "log_level_replica",
+        ],
+    ),
+    (
+        Needless(BATCHES),
+        &[
+            "dataloader_num_workers",
+            "dataloader_pin_memory",
+            "dataloader_persistent_workers",
+            "dataloader_prefetch_factor",
+            "dataloader_multiprocessing_context",
+            "dataloader_in_order",
+        ],
+    ),
+    (
+        Needless("columns that the format does not use are not read"),
+        &["remove_unused_columns", "label_names"],
+    ),
+    (
+        Needless("nothing is padded, so rows need not be sorted by length"),
+        &["group_by_length", "length_column_name", "sortish_sampler"],
+    ),
+    (Needless("the same seed gives the same bytes in any case"), &["full_determinism"]),
+    (
+        Needless("logits are never kept in evaluation"),
+        &[
+            "eval_accumulation_steps",
+            "prediction_loss_only",
+            "batch_eval_metrics",
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
+            "include_for_metrics",
+        ],
+    ),
+    (Needless("the fused loss and norms are always used"), &["use_liger_kernel", "liger_kernel_config"]),
+    (Needless("training keeps no keys and values"), &["use_cache"]),
+    (Needless("memory is kept for the next step"), &["torch_empty_cache_steps", "skip_memory_metrics"]),
+    (Needless("RUST_LOG says what libraries log"), &["log_level"]),
+    (Needless("--quiet says nothing but results"), &["disable_tqdm"]),
+    (
+        Needless("what a checkpoint holds is decided by the run"),
+        &["restore_callback_states_from_checkpoint", "enable_jit_checkpoint"],
+    ),
+    (
+        Needless(NO_TORCH),
+        &[
+            "tf32",
+            "torch_compile",
+            "torch_compile_backend",
+            "torch_compile_mode",
+            "gradient_checkpointing_kwargs",
+        ],
+    ),
+    (Use("per_device_train_batch_size"), &["per_gpu_train_batch_size"]),
+    (Use("per_device_eval_batch_size"), &["per_gpu_eval_batch_size"]),
+    (Use("device"), &["no_cuda"]),
+    (Use("cutoff_len"), &["model_max_length"]),
+    (Lacking("evaluation has the run's precision"), &["bf16_full_eval", "fp16_full_eval"]),
+    (Lacking("use `loratune eval` or `loratune generate` after the run"), &["do_predict"]),
+    (Never(ONE_PROCESS), &["deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config"]),
+    (
+        NotYet,
+        &[
+            "auto_find_batch_size",
+            "dataloader_drop_last",
+            "debug",
+            "eval_delay",
+            "generation_config",
+            "generation_max_length",
+            "generation_num_beams",
+            "hub_always_push",
+            "hub_model_id",
+            "hub_private_repo",
+            "hub_revision",
+            "hub_strategy",
+            "hub_token",
+            "ignore_data_skip",
+            "include_num_input_tokens_seen",
+            "include_tokens_per_second",
+            "label_smoothing_factor",
+            "logging_dir",
+            "logging_first_step",
+            "optim_args",
+            "optim_target_modules",
+            "predict_with_generate",
+            "project",
+            "push_to_hub",
+            "run_name",
+            "save_only_model",
+            "train_sampling_strategy",
+            "trackio_space_id",
+            "trackio_bucket_id",
+            "trackio_static_space_id",
+            "activation_checkpointing_kwargs",
+        ],
+    ),
+];
