@@ -192,7 +192,7 @@ fn config(output: &Path, settings: &[&str]) -> Result<RunConfig, String> {
     ];
     let defaults = ["cutoff_len=64", "max_steps=4", "learning_rate=0.01", "lora_rank=2", "logging_steps=1"];
     all.extend(defaults.iter().chain(settings).map(|s| s.to_string()));
-    RunConfig::from_overrides(&all).map(|l| l.config).map_err(|e| e.to_string())
+    RunConfig::from_words(&all).map(|l| l.config).map_err(|e| e.to_string())
 }
 
 /// The error that preparing such a run ends with.

@@ -31,7 +31,7 @@ pub fn config(output: &Path, settings: &[&str]) -> RunConfig {
         "lora_rank=4",
     ];
     all.extend(defaults.iter().chain(settings).map(|s| s.to_string()));
-    RunConfig::from_overrides(&all).unwrap().config
+    RunConfig::from_words(&all).unwrap().config
 }
 
 /// Records the steps, and asks to stop after one of them.
