@@ -33,7 +33,8 @@ pub use read::DatasetSource;
 pub use record::{Conversation, Message, Record};
 pub use report::DatasetReport;
 pub use template::{
-    ChatTemplate, JinjaTemplate, NamedTemplate, TemplateChoice, TurnTemplate, template_names, template_table,
+    ChatTemplate, JinjaTemplate, NamedTemplate, OllamaTemplate, TemplateChoice, TurnTemplate,
+    ollama_template, template_names, template_table,
 };
 pub use text::{Encoding, Special, Text};
 pub use truncate::Truncation;

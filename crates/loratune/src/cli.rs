@@ -1,6 +1,7 @@
 //! The arguments of every command.
 
 mod bench;
+mod export;
 mod tools;
 mod words;
 
@@ -11,7 +12,8 @@ use loratune_engine::DType;
 use loratune_train::config::KEYS;
 
 pub use bench::{BenchArgs, BenchCommand, BenchMethod, BenchOpsArgs, BenchStepArgs};
-pub use tools::{CombineArgs, ConvertArgs, ConvertTo, MergeArgs, SvdKind, UnmergeArgs};
+pub use export::{ExportArgs, GgufArg, gigabytes};
+pub use tools::{CombineArgs, ConvertArgs, ConvertTo, MergeArgs, StorageDtype, SvdKind, UnmergeArgs};
 pub use words::arrange;
 
 /// Fine-tune language models with LoRA: one binary, no Python.
@@ -52,6 +54,8 @@ pub enum Command {
     Llm(LlmArgs),
     /// Fold an adapter into its model, or turn a GGUF file into a Hugging Face folder.
     Merge(MergeArgs),
+    /// Write a model for other programs: safetensors in shards, GGUF, an adapter as GGUF, a Modelfile for Ollama.
+    Export(ExportArgs),
     /// Take an adapter out of a model again that it was merged into.
     Unmerge(UnmergeArgs),
     /// Make an adapter plain LoRA, or LoRA of another rank, or factors on a residual model.

@@ -40,6 +40,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Train(args) => return commands::train::run(FrontEnd::Keys, &args.run, global),
         Command::Llm(args) => return commands::train::run(FrontEnd::AutoTrain, &args.run, global),
         Command::Merge(args) => commands::merge::run(args, global)?,
+        Command::Export(args) => commands::export::run(args, global)?,
         Command::Unmerge(args) => commands::unmerge::run(args, global)?,
         Command::Convert(args) => commands::convert::run(args, global)?,
         Command::Combine(args) => commands::combine::run(args, global)?,

@@ -4,7 +4,8 @@ mod common;
 
 use common::{Place, model, rows};
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
+    "export",
     "quickstart",
     "train",
     "llm",

@@ -5,6 +5,7 @@ mod batch;
 pub mod bench;
 pub mod decoder;
 mod error;
+pub mod export;
 pub mod families;
 pub mod files;
 pub mod generate;

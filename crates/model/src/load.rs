@@ -90,18 +90,13 @@ impl From<DType> for FileDType {
     }
 }
 
-/// A tensor's elements as a file's bytes, rounded once.
+/// A tensor's elements as a file's bytes, rounded once; none of a format that is only read.
 pub fn encode(tensor: &Tensor, dtype: FileDType) -> Vec<u8> {
-    let values = tensor.reals::<f32>();
-    match dtype {
-        FileDType::BF16 => values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
-        FileDType::F16 => values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-    }
+    crate::files::encode(&tensor.reals::<f32>(), dtype).unwrap_or_default()
 }
 
-/// Largest file that a model is written in; above it, shards (transformers' default).
-const MAX_SHARD_BYTES: u64 = 5 << 30;
+/// Largest file that a model is written in unless asked otherwise; above it, shards. Five of Hugging Face's GB.
+pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Writes a model's folder: `config.json`, `generation_config.json` if the base has one, and the weights in `dtype`,
 /// asking `provide` for each tensor when its turn comes. `untied` gives a head that shared the embedding's weight a tensor of
@@ -111,6 +106,18 @@ pub fn write_model(
     files: &ModelFiles,
     dtype: FileDType,
     untied: bool,
+    provide: impl FnMut(&str) -> Result<Tensor>,
+) -> Result<()> {
+    write_shards(dir, files, dtype, MAX_SHARD_BYTES, untied, provide)
+}
+
+/// As [`write_model`]; no file is larger than `max_shard_bytes`, unless one tensor is.
+pub fn write_shards(
+    dir: &std::path::Path,
+    files: &ModelFiles,
+    dtype: FileDType,
+    max_shard_bytes: u64,
+    untied: bool,
     mut provide: impl FnMut(&str) -> Result<Tensor>,
 ) -> Result<()> {
     use std::io::Write;
@@ -119,7 +126,7 @@ pub fn write_model(
     spec.tied_head &= !untied;
     let plan: Vec<TensorPlan> =
         spec.tensors().into_iter().map(|t| TensorPlan { name: t.name, dtype, shape: t.shape }).collect();
-    crate::files::write_model(dir, &plan, MAX_SHARD_BYTES, |t| -> Result<Vec<u8>> {
+    crate::files::write_model(dir, &plan, max_shard_bytes, |t| -> Result<Vec<u8>> {
         Ok(encode(&provide(&t.name)?, dtype))
     })?;
     let mut config = files.raw_config.clone();

@@ -35,6 +35,12 @@ pub enum TokenizerError {
              Use the model's Hugging Face folder, whose tokenizer.json says how to split"
     )]
     UnknownPreTokenizer { name: String, supported: String },
+    /// llama.cpp has no tokenizer like this one.
+    #[error(
+        "this tokenizer cannot be written to a GGUF file: it {0}; llama.cpp knows byte-level BPE with its own names of splitting, \
+             and SentencePiece's BPE"
+    )]
+    NoGgufForm(String),
     /// The tokenizers library failed on a text.
     #[error("cannot {action}: {detail}")]
     Run { action: &'static str, detail: String },

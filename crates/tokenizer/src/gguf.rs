@@ -53,12 +53,14 @@ impl GgufVocabulary {
     }
 }
 
-mod token_type {
+/// The numbers of a token's kind.
+pub(crate) mod token_type {
     pub const NORMAL: i32 = 1;
     pub const UNKNOWN: i32 = 2;
     pub const CONTROL: i32 = 3;
     pub const USER_DEFINED: i32 = 4;
     pub const UNUSED: i32 = 5;
+    pub const BYTE: i32 = 6;
 }
 
 impl TokenizerBundle {

@@ -5,7 +5,8 @@
 
 use serde_json::{Value, json};
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+/// How a byte-level pre-tokenizer splits by itself.
+pub(crate) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -78,6 +79,12 @@ static SPLITTINGS: &[Splitting] = &[
 /// The splitting that goes with a name.
 pub(crate) fn find(name: &str) -> Option<&'static Splitting> {
     SPLITTINGS.iter().find(|s| s.names.contains(&name))
+}
+
+/// The first name of a splitting by these patterns.
+pub(crate) fn named(patterns: &[String], ignore_merges: bool) -> Option<&'static str> {
+    let found = SPLITTINGS.iter().find(|s| s.patterns == patterns && s.ignore_merges == ignore_merges);
+    found.and_then(|s| s.names.first().copied())
 }
 
 /// The names that [`crate::GgufVocabulary::pre`] may have.

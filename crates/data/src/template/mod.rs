@@ -12,6 +12,7 @@ mod generation;
 mod jinja;
 mod json;
 mod named;
+mod ollama;
 mod python;
 mod text;
 mod turns;
@@ -25,6 +26,7 @@ use crate::text::Text;
 pub use choice::{TemplateChoice, template_names, template_table};
 pub use jinja::JinjaTemplate;
 pub use named::{CONTENT, NamedTemplate, Piece, Reasoning, ToolFormat};
+pub use ollama::{OllamaTemplate, ollama_template};
 pub(crate) use turns::TurnEncoding;
 pub use turns::TurnTemplate;
 

@@ -16,6 +16,8 @@ use crate::output::Usage;
 pub enum Kind {
     Model,
     Adapter,
+    /// A model or an adapter for other programs.
+    Export,
 }
 
 /// The files of a model, besides its shards and its tokenizer.
@@ -28,6 +30,8 @@ const TOKENIZER: &[&str] =
 const TEMPLATES: &str = "additional_chat_templates";
 /// The files of an adapter.
 const ADAPTER: &[&str] = &["adapter_config.json", "adapter_model.safetensors"];
+/// For Ollama, beside every export.
+pub const MODELFILE: &str = "Modelfile";
 /// In an adapter's folder, the model that its factors belong on.
 pub const RESIDUAL_MODEL: &str = "residual_model";
 /// In an adapter's folder, the factors that the residual model lacks.
@@ -62,6 +66,7 @@ pub fn check(output: &Path, kind: Kind, overwrite: bool, sources: &[&Path]) -> R
     let (sign, what) = match kind {
         Kind::Model => ("config.json", "a model"),
         Kind::Adapter => ("adapter_config.json", "an adapter"),
+        Kind::Export => (MODELFILE, "an export"),
     };
     match (filled, overwrite) {
         (true, false) => {
@@ -96,7 +101,8 @@ fn foreign(folder: &Path, kind: Kind) -> Result<Option<String>> {
             }
             (Kind::Adapter, true, RESIDUAL_MODEL) => foreign(&folder.join(&name), Kind::Model)?,
             (Kind::Adapter, true, INITIAL_ADAPTER) => foreign(&folder.join(&name), Kind::Adapter)?,
-            (Kind::Model, false, file) if MODEL.contains(&file) || is_shard(file) => None,
+            (Kind::Model | Kind::Export, false, file) if MODEL.contains(&file) || is_shard(file) => None,
+            (Kind::Export, false, file) if file == MODELFILE || file.ends_with(".gguf") => None,
             (_, false, file) if TOKENIZER.contains(&file) => None,
             (Kind::Adapter, false, file) if ADAPTER.contains(&file) => None,
             _ => return Ok(Some(name)),

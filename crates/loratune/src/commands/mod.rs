@@ -5,6 +5,7 @@ pub mod chat;
 pub mod combine;
 pub mod convert;
 pub mod eval;
+pub mod export;
 mod folder;
 pub mod generate;
 pub mod inspect;

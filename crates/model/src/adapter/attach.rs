@@ -34,7 +34,7 @@ pub struct Attached {
     pub targets: Vec<String>,
     pub modules: usize,
     /// The first A and B, which were taken out of the base weight, by module path.
-    pub(super) taken: BTreeMap<String, [Tensor; 2]>,
+    pub(crate) taken: BTreeMap<String, [Tensor; 2]>,
     /// Base weights that the adapter's files bring along, by tensor name.
     pub(crate) replaced: BTreeMap<String, Tensor>,
 }

@@ -75,9 +75,67 @@ fn merged_weight(matrix: &Matrix, mut w: Tensor, params: &Params, norms: &mut No
     Ok(w)
 }
 
-/// Writes the model's folder with the decoder's adapters folded into the weights of `files`, in type `dtype`: W + s·B·A
-/// with DoRA's magnitudes, and the trained modules, rows and biases in place of the base's. Weights are read, merged in f32
-/// and rounded once, one at a time. A head that shared the embedding's weight and no longer equals it is written by itself.
+/// The tensors of a model with its adapters folded in: W + s·B·A with DoRA's magnitudes, and the trained modules, rows and
+/// biases in place of the base's. Weights are read and merged in f32, one at a time, whatever they are stored in; who writes them
+/// rounds once.
+pub struct Merged<'a> {
+    files: &'a ModelFiles,
+    params: &'a Params,
+    attached: Option<&'a Attached>,
+    matrices: HashMap<String, &'a Matrix>,
+    norms: Norms,
+}
+
+impl<'a> Merged<'a> {
+    /// The tensors of `files` with what `decoder` has on them.
+    pub fn new(
+        files: &'a ModelFiles,
+        decoder: &'a Decoder,
+        params: &'a Params,
+        attached: Option<&'a Attached>,
+    ) -> Merged<'a> {
+        let matrices = decoder.matrices().map(|m| (format!("{}.weight", m.path), m)).collect();
+        Merged { files, params, attached, matrices, norms: Norms::new() }
+    }
+
+    /// A tensor by its Hugging Face name, in f32.
+    ///
+    /// # Errors
+    /// If it can't be read, or is not finite.
+    pub fn tensor(&mut self, name: &str) -> Result<Tensor> {
+        let params = self.params;
+        let base = |name: &str| read_base(self.files, self.attached, name);
+        let merged = match (params.find(name), self.matrices.get(name)) {
+            (Some(id), _) => params.value(id).to_dtype(DType::F32),
+            (None, Some(matrix)) => {
+                let mut w = base(name)?;
+                // What the initialiser took out of the base is in A and B, not in the file's weight as well.
+                if let (Some([a, b]), Some(lora)) =
+                    (self.attached.and_then(|x| x.taken.get(&matrix.path)), &matrix.adapter)
+                {
+                    w.add_assign(&b.matmul(a, -lora.scaling)?)?;
+                }
+                tokens::put_into(&mut w, matrix, params)?;
+                merged_weight(matrix, w, params, &mut self.norms)?
+            }
+            (None, None) => base(name)?,
+        };
+        match merged.is_finite() {
+            true => Ok(merged),
+            false => Err(Error::Invalid(format!(
+                "the merged weight {name} is not finite: the adapter is damaged, or a magnitude's row has no length"
+            ))),
+        }
+    }
+
+    /// What DoRA divided by so far: all of it when all tensors were asked for. [`unmerge`] needs it.
+    pub fn into_norms(self) -> Norms {
+        self.norms
+    }
+}
+
+/// Writes the model's folder with the decoder's adapters folded into the weights of `files` (see [`Merged`]), in type `dtype`. A
+/// head that shared the embedding's weight and no longer equals it is written by itself.
 ///
 /// Returns DoRA's norms, which [`unmerge`] needs.
 ///
@@ -91,34 +149,9 @@ pub fn merge(
     attached: Option<&Attached>,
     dtype: FileDType,
 ) -> Result<Norms> {
-    let matrices: HashMap<String, &Matrix> =
-        decoder.matrices().map(|m| (format!("{}.weight", m.path), m)).collect();
-    let mut norms = Norms::new();
-    let base = |name: &str| read_base(files, attached, name);
-    load::write_model(dir, files, dtype, decoder.is_untied(), |name| {
-        let merged = match (params.find(name), matrices.get(name)) {
-            (Some(id), _) => params.value(id).to_dtype(DType::F32),
-            (None, Some(matrix)) => {
-                let mut w = base(name)?;
-                // What the initialiser took out of the base is in A and B, not in the file's weight as well.
-                if let (Some([a, b]), Some(lora)) =
-                    (attached.and_then(|x| x.taken.get(&matrix.path)), &matrix.adapter)
-                {
-                    w.add_assign(&b.matmul(a, -lora.scaling)?)?;
-                }
-                tokens::put_into(&mut w, matrix, params)?;
-                merged_weight(matrix, w, params, &mut norms)?
-            }
-            (None, None) => base(name)?,
-        };
-        match merged.is_finite() {
-            true => Ok(merged),
-            false => Err(Error::Invalid(format!(
-                "the merged weight {name} is not finite: the adapter is damaged, or a magnitude's row has no length"
-            ))),
-        }
-    })?;
-    Ok(norms)
+    let mut merged = Merged::new(files, decoder, params, attached);
+    load::write_model(dir, files, dtype, decoder.is_untied(), |name| merged.tensor(name))?;
+    Ok(merged.into_norms())
 }
 
 /// A tensor of the base in f32: what came with the adapter, or the files'.

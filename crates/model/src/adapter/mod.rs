@@ -19,7 +19,7 @@ use attach::base_weight;
 pub(crate) use attach::stored_name;
 pub use attach::{Attached, Start, attach};
 pub use init::Init;
-pub use merge::{Norms, merge, unmerge, write_residual};
+pub use merge::{Merged, Norms, merge, unmerge, write_residual};
 pub(crate) use saved::PREFIX;
 pub use saved::{Form, adapter_files, dense, initial_files, restore};
 pub use target::Targets;

@@ -5,9 +5,10 @@ use loratune_engine::ops::Activation;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Defaults, Family, activation, llama_like, most, no_windows, rope, set_windows, sliding_window, softcap,
+    Defaults, Family, activation, count, llama_like, most, no_windows, rope, set_windows, sliding_window,
+    softcap,
 };
-use crate::files::gguf::{Gguf, Metadata};
+use crate::files::gguf::{Entry, Gguf, HeadTensor, Metadata, PLAIN};
 use crate::files::{Fields, Result};
 use crate::spec::{DecoderSpec, NormPlacement, QkNorm};
 
@@ -30,7 +31,7 @@ pub(super) const GEMMA: Family = Family {
         no_windows(&mut spec, fields)?;
         Ok(spec)
     },
-    gguf: Some(Gguf { arch: "gemma", keys: &[], interleaved: false, extend: |_, config| gelu(config) }),
+    gguf: Some(Gguf { arch: "gemma", extend: |_, config| gelu(config), head: HeadTensor::Shared, ..PLAIN }),
 };
 
 pub(super) const GEMMA2: Family = Family {
@@ -58,7 +59,6 @@ pub(super) const GEMMA2: Family = Family {
     gguf: Some(Gguf {
         arch: "gemma2",
         keys: &["attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"],
-        interleaved: false,
         extend: |metadata, config| {
             gelu(config)?;
             // Of the models that Google released only the largest scales by hidden/heads.
@@ -78,6 +78,16 @@ pub(super) const GEMMA2: Family = Family {
             );
             Ok(())
         },
+        write: |spec| {
+            // Without caps nothing is written, and llama.cpp caps all the same: reading back finds it.
+            let cap = |name, cap: Option<f64>| cap.map(|cap| (name, Entry::F32(cap as f32)));
+            let mut keys = vec![("attention.sliding_window", count(window(spec)))];
+            keys.extend(cap("attn_logit_softcapping", spec.attention.softcap));
+            keys.extend(cap("final_logit_softcapping", spec.logits.softcap));
+            keys
+        },
+        head: HeadTensor::Shared,
+        ..PLAIN
     }),
 };
 
@@ -123,7 +133,6 @@ pub(super) const GEMMA3: Family = Family {
             "final_logit_softcapping",
             "rope.freq_base_swa",
         ],
-        interleaved: false,
         extend: |metadata, config| {
             gelu(config)?;
             attention_scale(metadata, config, 62)?;
@@ -146,8 +155,25 @@ pub(super) const GEMMA3: Family = Family {
                 .insert("final_logit_softcapping".into(), json!(metadata.number("final_logit_softcapping")?));
             Ok(())
         },
+        write: |spec| {
+            let mut keys = vec![("attention.sliding_window", count(window(spec)))];
+            if let Some(global) = spec.layers.iter().position(|l| l.window.is_none()) {
+                keys.push(("attention.sliding_window_pattern", count(global + 1)));
+            }
+            if let Some(local) = spec.ropes.get(1) {
+                keys.push(("rope.freq_base_swa", Entry::F32(local.theta as f32)));
+            }
+            keys.extend(spec.logits.softcap.map(|cap| ("final_logit_softcapping", Entry::F32(cap as f32))));
+            keys
+        },
+        ..PLAIN
     }),
 };
+
+/// The window of the layers that have one.
+fn window(spec: &DecoderSpec) -> usize {
+    spec.layers.iter().find_map(|l| l.window).unwrap_or(0)
+}
 
 fn gelu(config: &mut Map<String, Value>) -> Result<()> {
     for name in ["hidden_act", "hidden_activation"] {

@@ -1,6 +1,6 @@
 //! Meta's Llama 1 to 3.2 and everything that shares its class: SmolLM, SmolLM 2, TinyLlama, Yi, DeepSeek-LLM …
 
-use crate::files::gguf::Gguf;
+use crate::files::gguf::{Gguf, PLAIN};
 
 use super::{Defaults, Family, llama_like, no_windows};
 
@@ -14,5 +14,5 @@ pub(super) const LLAMA: Family = Family {
         no_windows(&mut spec, fields)?;
         Ok(spec)
     },
-    gguf: Some(Gguf { arch: "llama", keys: &[], interleaved: true, extend: |_, _| Ok(()) }),
+    gguf: Some(Gguf { arch: "llama", interleaved: true, biases: true, ..PLAIN }),
 };

@@ -1,5 +1,7 @@
 //! Mistral 7B v0.1 (a window in every layer) to v0.3, Nemo (heads wider than hidden/heads), Ministral.
 
+use crate::files::gguf::{Gguf, PLAIN};
+
 use super::{Defaults, Family, llama_like, one_window, sliding_window};
 
 pub(super) const MISTRAL: Family = Family {
@@ -14,6 +16,6 @@ pub(super) const MISTRAL: Family = Family {
         one_window(&mut spec, fields, window)?;
         Ok(spec)
     },
-    // llama.cpp writes Mistral as Llama.
-    gguf: None,
+    // llama.cpp has Mistral as Llama, and reads it back so: without windows.
+    gguf: Some(Gguf { arch: "llama", interleaved: true, biases: true, ..PLAIN }),
 };

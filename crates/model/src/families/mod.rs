@@ -13,7 +13,7 @@ mod smollm;
 
 use serde_json::Value;
 
-use crate::files::gguf::Gguf;
+use crate::files::gguf::{Entry, Gguf};
 use crate::files::{Fields, Result};
 use crate::spec::{AttentionSpec, DecoderSpec, LayerSpec, NormPlacement, NormSpec, QkNorm};
 use loratune_engine::ops::{Activation, Logits};
@@ -236,6 +236,11 @@ fn check_dimensions(spec: &DecoderSpec, fields: &Fields<'_>) -> Result<()> {
         return Err(fields.wrong("hidden_size", "and the other sizes make weights too large to count"));
     }
     Ok(())
+}
+
+/// A size as a GGUF file counts: the sizes that are believed are far below u32's end.
+fn count(n: usize) -> Entry {
+    Entry::U32(u32::try_from(n).unwrap_or(u32::MAX))
 }
 
 /// The activation that a field names.

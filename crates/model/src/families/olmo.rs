@@ -1,5 +1,7 @@
 //! Ai2's OLMo 2: norms after attention and feed-forward only, norms of all of q and of k.
 
+use crate::files::gguf::{Gguf, HeadTensor, PLAIN};
+
 use super::{Defaults, Family, llama_like, no_windows};
 use crate::spec::{NormPlacement, QkNorm};
 
@@ -15,5 +17,5 @@ pub(super) const OLMO2: Family = Family {
         no_windows(&mut spec, fields)?;
         Ok(spec)
     },
-    gguf: None,
+    gguf: Some(Gguf { arch: "olmo2", head: HeadTensor::Own, ..PLAIN }),
 };

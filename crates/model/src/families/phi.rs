@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{Defaults, Family, llama_like, one_window, sliding_window};
-use crate::files::gguf::Gguf;
+use super::{Defaults, Family, count, llama_like, one_window, sliding_window};
+use crate::files::gguf::{Gguf, PLAIN};
+use crate::rope::RopeScaling;
 
 pub(super) const PHI3: Family = Family {
     class: "Phi3ForCausalLM",
@@ -30,7 +31,6 @@ pub(super) const PHI3: Family = Family {
     gguf: Some(Gguf {
         arch: "phi3",
         keys: &["attention.sliding_window"],
-        interleaved: false,
         extend: |metadata, config| {
             // 0 is none.
             let window = metadata.whole("attention.sliding_window")?.filter(|&n| n > 0);
@@ -48,5 +48,16 @@ pub(super) const PHI3: Family = Family {
             }
             Ok(())
         },
+        write: |spec| {
+            // 0 is none.
+            let window = spec.layers.first().and_then(|l| l.window).unwrap_or(0);
+            let mut keys = vec![("attention.sliding_window", count(window))];
+            // llama.cpp wants it of every Phi-3; longrope has said it already.
+            if spec.ropes.first().is_none_or(|r| r.scaling == RopeScaling::None) {
+                keys.push(("rope.scaling.original_context_length", count(spec.max_positions)));
+            }
+            keys
+        },
+        ..PLAIN
     }),
 };

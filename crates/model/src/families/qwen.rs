@@ -1,7 +1,7 @@
 //! Qwen 2 and 2.5 (biases on q, k, v) and Qwen 3 (norms of q and k by head).
 
 use super::{Defaults, Family, llama_like, set_windows, sliding_window};
-use crate::files::gguf::Gguf;
+use crate::files::gguf::{Gguf, PLAIN};
 use crate::files::{Fields, Result};
 use crate::spec::{DecoderSpec, QkNorm};
 
@@ -21,7 +21,7 @@ pub(super) const QWEN2: Family = Family {
         spec.attention.output_bias = false;
         Ok(spec)
     },
-    gguf: Some(Gguf { arch: "qwen2", keys: &[], interleaved: false, extend: |_, _| Ok(()) }),
+    gguf: Some(Gguf { arch: "qwen2", ..PLAIN }),
 };
 
 pub(super) const QWEN3: Family = Family {
@@ -39,7 +39,7 @@ pub(super) const QWEN3: Family = Family {
         spec.qk_norm = QkNorm::Heads;
         Ok(spec)
     },
-    gguf: Some(Gguf { arch: "qwen3", keys: &[], interleaved: false, extend: |_, _| Ok(()) }),
+    gguf: Some(Gguf { arch: "qwen3", ..PLAIN }),
 };
 
 /// Windows, if `use_sliding_window`, from layer `max_window_layers` on.

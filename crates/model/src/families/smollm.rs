@@ -1,5 +1,7 @@
 //! SmolLM 3: every fourth layer without rotary embeddings. (SmolLM 1 and 2 are Llamas.)
 
+use crate::files::gguf::{Gguf, PLAIN};
+
 use super::{Defaults, Family, llama_like, set_windows, sliding_window};
 
 pub(super) const SMOLLM3: Family = Family {
@@ -46,5 +48,5 @@ pub(super) const SMOLLM3: Family = Family {
         }
         Ok(spec)
     },
-    gguf: None,
+    gguf: Some(Gguf { arch: "smollm3", interleaved: true, ..PLAIN }),
 };

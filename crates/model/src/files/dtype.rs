@@ -71,6 +71,11 @@ impl FileDType {
         self.row().1
     }
 
+    /// GGUF's number of this type.
+    pub(crate) fn gguf_number(self) -> u32 {
+        self.row().2
+    }
+
     /// How many numbers share a block (1 for plain formats).
     pub fn block_len(self) -> usize {
         self.row().3

@@ -1,4 +1,4 @@
-//! A file mapped into memory.
+//! A file mapped into memory, or the beginning of one that is not written yet.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,18 @@ use memmap2::Mmap;
 
 use super::{Error, Result};
 
-/// A read-only mapping with the path it came from.
+/// A file's bytes with its path.
 #[derive(Debug)]
 pub(crate) struct MappedFile {
     pub path: PathBuf,
-    map: Mmap,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    /// A read-only mapping.
+    Mapped(Mmap),
+    Held(Vec<u8>),
 }
 
 impl MappedFile {
@@ -28,15 +35,23 @@ impl MappedFile {
         // truncates it while it is in use would make reads fault; our own writers never do so, they write a new file
         // beside the old one and rename it.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
-        Ok(MappedFile { path: path.to_owned(), map })
+        Ok(MappedFile { path: path.to_owned(), bytes: Bytes::Mapped(map) })
+    }
+
+    /// Bytes that are to become the beginning of a file.
+    pub fn held(path: &Path, bytes: Vec<u8>) -> Self {
+        MappedFile { path: path.to_owned(), bytes: Bytes::Held(bytes) }
     }
 
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        match &self.bytes {
+            Bytes::Mapped(map) => map,
+            Bytes::Held(bytes) => bytes,
+        }
     }
 
     /// Bytes that were checked to be there when the file was opened.
     pub fn range(&self, start: usize, end: usize) -> Result<&[u8]> {
-        self.map.get(start..end).ok_or_else(|| Error::damaged(&self.path, "a tensor lies outside of it"))
+        self.bytes().get(start..end).ok_or_else(|| Error::damaged(&self.path, "a tensor lies outside of it"))
     }
 }

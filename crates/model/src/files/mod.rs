@@ -14,7 +14,9 @@ pub mod gguf;
 mod mapped;
 mod open;
 pub mod peft;
+mod quantise;
 mod safetensors;
+mod stream;
 mod suggest;
 mod tensor;
 mod unique;
@@ -24,6 +26,7 @@ pub(crate) use config_fields::Fields;
 pub use dtype::FileDType;
 pub use error::{Error, Result};
 pub use open::ModelFiles;
+pub use quantise::encode;
 pub use safetensors::{
     SafetensorsSource, TensorPlan, TensorView, write_model, write_safetensors, write_safetensors_streaming,
 };

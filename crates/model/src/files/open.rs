@@ -143,6 +143,12 @@ impl ModelFiles {
         }
     }
 
+    /// The name of the pre-tokenizer, where a GGUF file says it.
+    pub(crate) fn pre_tokenizer(&self) -> Option<String> {
+        let value = self.gguf.as_ref()?.metadata.get("tokenizer.ggml.pre")?;
+        value.as_str().map(str::to_owned)
+    }
+
     /// Was it read from a GGUF file?
     pub fn is_gguf(&self) -> bool {
         self.gguf.is_some()

@@ -6,7 +6,9 @@ use serde_json::{Map, Value, json};
 use super::super::{Error, Result};
 use super::parse::GgufFile;
 use super::value::MetaValue;
+use super::write::Entry;
 use crate::families::{FAMILIES, Family};
+use crate::spec::DecoderSpec;
 
 /// How llama.cpp writes a family.
 #[derive(Debug)]
@@ -19,7 +21,35 @@ pub(crate) struct Gguf {
     pub interleaved: bool,
     /// Adds the family's own fields to config.json.
     pub extend: fn(&Metadata<'_>, &mut Map<String, Value>) -> Result<()>,
+    /// The family's own keys, for writing; the architecture's prefix is added.
+    pub write: fn(&DecoderSpec) -> Vec<(&'static str, Entry)>,
+    /// Whether a file has the head as a tensor of its own.
+    pub head: HeadTensor,
+    /// Whether there may be biases behind attention and in the feed-forward layer.
+    pub biases: bool,
 }
+
+/// Whether a GGUF file has `output.weight`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HeadTensor {
+    /// If the head is not the embedding's table.
+    IfOwn,
+    /// Never: llama.cpp takes the embedding's table.
+    Shared,
+    /// Always: llama.cpp asks for it.
+    Own,
+}
+
+/// As most architectures are.
+pub(crate) const PLAIN: Gguf = Gguf {
+    arch: "",
+    keys: &[],
+    interleaved: false,
+    extend: |_, _| Ok(()),
+    write: |_| Vec::new(),
+    head: HeadTensor::IfOwn,
+    biases: false,
+};
 
 /// Keys that don't change what a decoder computes, or that are read below.
 const KNOWN: &[&str] = &[
@@ -191,7 +221,8 @@ impl GgufFile {
         };
         let written = FAMILIES.iter().filter_map(|f| Some((f, f.gguf.as_ref()?)));
         written.clone().find(|(_, g)| g.arch == arch).ok_or_else(|| {
-            let known: Vec<&str> = written.map(|(_, g)| g.arch).collect();
+            let mut known: Vec<&str> = written.map(|(_, g)| g.arch).collect();
+            known.dedup();
             let detail = match arch.contains("moe") || self.has_tensor("blk.0.ffn_gate_inp.weight") {
                 true => format!("is `{arch}`, a mixture of experts; loratune trains dense decoders only"),
                 false => format!("is `{arch}`, which is not supported; supported: {}", known.join(", ")),
@@ -206,6 +237,10 @@ impl GgufFile {
     /// When the architecture isn't known, a key is missing, or one asks for something that isn't implemented.
     pub fn hf_config(&self) -> Result<Value> {
         let (family, gguf) = self.family()?;
+        if self.metadata.get("general.type").and_then(MetaValue::as_str) == Some("adapter") {
+            let detail = "is `adapter`: the file holds an adapter for a model, not a model";
+            return Err(self.key_error("general.type", detail));
+        }
         let metadata = Metadata { file: self, gguf };
         if metadata.whole("expert_count")?.is_some_and(|n| n > 1) {
             let detail = "makes this a mixture of experts; loratune trains dense decoders only";

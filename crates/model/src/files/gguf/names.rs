@@ -1,4 +1,4 @@
-//! llama.cpp's tensor names to Hugging Face's.
+//! llama.cpp's tensor names and Hugging Face's, and what is done to a tensor between the two.
 
 use crate::spec::DecoderSpec;
 
@@ -7,10 +7,10 @@ use crate::spec::DecoderSpec;
 pub(crate) enum Change {
     /// Nothing.
     Keep,
-    /// Undo the interleaving of each query head's rows.
-    UnpermuteQueries,
-    /// Undo the interleaving of each key head's rows.
-    UnpermuteKeys,
+    /// The rows of each query head are interleaved in the file.
+    Queries,
+    /// The rows of each key head are interleaved in the file.
+    Keys,
     /// A norm's weight that llama.cpp has whole and the model less one.
     LessOne,
 }
@@ -22,41 +22,68 @@ const TOP: &[(&str, &str)] =
 /// A tensor's Hugging Face name; `None` for one that has no place in the decoder.
 pub(crate) fn hugging_face(name: &str, spec: &DecoderSpec, interleaved: bool) -> Option<(String, Change)> {
     let (stem, kind) = name.rsplit_once('.').filter(|(_, kind)| matches!(*kind, "weight" | "bias"))?;
-    let change = |hf: &str| match hf {
-        "self_attn.q_proj" if interleaved => Change::UnpermuteQueries,
-        "self_attn.k_proj" if interleaved => Change::UnpermuteKeys,
-        norm if norm.ends_with("norm") && spec.norm.offset == 1.0 => Change::LessOne,
-        _ => Change::Keep,
-    };
     if let Some((_, hf)) = TOP.iter().find(|(gguf, _)| *gguf == stem) {
-        return Some((format!("{hf}.{kind}"), change(hf)));
+        return Some((format!("{hf}.{kind}"), change(hf, spec, interleaved)));
     }
-    let (layer, part) = stem.strip_prefix("blk.")?.split_once('.')?;
-    // A canonical number, so that two names cannot mean the same tensor.
-    let layer = layer.parse::<u32>().ok().filter(|n| n.to_string() == layer)?;
-    let hf = block(part, spec)?;
-    Some((format!("model.layers.{layer}.{hf}.{kind}"), change(hf)))
+    let (layer, part) = layer_of(stem, "blk.")?;
+    let (_, hf) = block(spec).find(|(gguf, _)| *gguf == part)?;
+    Some((format!("model.layers.{layer}.{hf}.{kind}"), change(hf, spec, interleaved)))
 }
 
-/// Inside a block. A norm's name says where it stands; the model's own name of it follows from that.
-fn block(part: &str, spec: &DecoderSpec) -> Option<&'static str> {
-    let [before, after, mlp_before, mlp_after] = spec.norms.names();
-    match part {
-        "attn_norm" => before,
-        "post_attention_norm" => after,
-        "ffn_norm" => mlp_before,
-        "post_ffw_norm" => mlp_after,
-        "attn_q_norm" => Some("self_attn.q_norm"),
-        "attn_k_norm" => Some("self_attn.k_norm"),
-        "attn_output" => Some("self_attn.o_proj"),
-        "ffn_down" => Some("mlp.down_proj"),
-        "attn_qkv" if spec.fused => Some("self_attn.qkv_proj"),
-        "ffn_up" if spec.fused => Some("mlp.gate_up_proj"),
-        "attn_q" if !spec.fused => Some("self_attn.q_proj"),
-        "attn_k" if !spec.fused => Some("self_attn.k_proj"),
-        "attn_v" if !spec.fused => Some("self_attn.v_proj"),
-        "ffn_gate" if !spec.fused => Some("mlp.gate_proj"),
-        "ffn_up" => Some("mlp.up_proj"),
-        _ => None,
+/// llama.cpp's name of a tensor; `None` for one that its files have no place for.
+pub(crate) fn llama_cpp(name: &str, spec: &DecoderSpec, interleaved: bool) -> Option<(String, Change)> {
+    let (stem, kind) = name.rsplit_once('.')?;
+    if let Some((gguf, hf)) = TOP.iter().find(|(_, hf)| *hf == stem) {
+        return Some((format!("{gguf}.{kind}"), change(hf, spec, interleaved)));
     }
+    let (layer, part) = layer_of(stem, "model.layers.")?;
+    let (gguf, hf) = block(spec).find(|(_, hf)| *hf == part)?;
+    Some((format!("blk.{layer}.{gguf}.{kind}"), change(hf, spec, interleaved)))
+}
+
+fn change(hf: &str, spec: &DecoderSpec, interleaved: bool) -> Change {
+    match hf {
+        "self_attn.q_proj" if interleaved => Change::Queries,
+        "self_attn.k_proj" if interleaved => Change::Keys,
+        norm if norm.ends_with("norm") && spec.norm.offset == 1.0 => Change::LessOne,
+        _ => Change::Keep,
+    }
+}
+
+/// The layer and the rest of a name behind `prefix`.
+fn layer_of<'a>(stem: &'a str, prefix: &str) -> Option<(u32, &'a str)> {
+    let (layer, part) = stem.strip_prefix(prefix)?.split_once('.')?;
+    // A canonical number, so that two names cannot mean the same tensor.
+    let layer = layer.parse::<u32>().ok().filter(|n| n.to_string() == layer)?;
+    Some((layer, part))
+}
+
+/// Inside a block: llama.cpp's names and the model's. A norm's name says where it stands; the model's own name of it follows from
+/// that.
+fn block(spec: &DecoderSpec) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let [before, after, mlp_before, mlp_after] = spec.norms.names();
+    let norms = [
+        ("attn_norm", before),
+        ("post_attention_norm", after),
+        ("ffn_norm", mlp_before),
+        ("post_ffw_norm", mlp_after),
+    ];
+    let inputs: &[(&str, &str)] = match spec.fused {
+        true => &[("attn_qkv", "self_attn.qkv_proj"), ("ffn_up", "mlp.gate_up_proj")],
+        false => &[
+            ("attn_q", "self_attn.q_proj"),
+            ("attn_k", "self_attn.k_proj"),
+            ("attn_v", "self_attn.v_proj"),
+            ("ffn_gate", "mlp.gate_proj"),
+            ("ffn_up", "mlp.up_proj"),
+        ],
+    };
+    let rest = [
+        ("attn_q_norm", "self_attn.q_norm"),
+        ("attn_k_norm", "self_attn.k_norm"),
+        ("attn_output", "self_attn.o_proj"),
+        ("ffn_down", "mlp.down_proj"),
+    ];
+    let norms = norms.into_iter().filter_map(|(gguf, hf)| Some((gguf, hf?)));
+    norms.chain(inputs.iter().copied()).chain(rest)
 }

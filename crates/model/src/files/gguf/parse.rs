@@ -44,11 +44,26 @@ impl GgufFile {
     /// When it isn't GGUF, of another version, contradicts itself, or holds a tensor of a type that isn't read.
     pub fn open(path: &Path) -> Result<Self> {
         let file = MappedFile::open(path)?;
+        let length = file.bytes().len() as u64;
+        Self::parse(file, length)
+    }
+
+    /// A file that is to be written at `path`, by its beginning and its whole length: what [`GgufFile::open`] will find. Only
+    /// tensors that lie in `bytes` can be read.
+    ///
+    /// # Errors
+    /// As [`GgufFile::open`].
+    pub(crate) fn planned(path: &Path, bytes: Vec<u8>, length: u64) -> Result<Self> {
+        Self::parse(MappedFile::held(path, bytes), length)
+    }
+
+    fn parse(file: MappedFile, length: u64) -> Result<Self> {
+        let path = file.path.as_path();
         let mut reader = Reader { bytes: file.bytes(), at: 0, path };
         let tensor_count = preamble(&mut reader)?;
         let metadata = metadata(&mut reader)?;
         refuse_splits(path, &metadata)?;
-        let tensors = tensors(&mut reader, tensor_count, &metadata)?;
+        let tensors = tensors(&mut reader, tensor_count, &metadata, length)?;
         Ok(GgufFile { file, metadata, tensors })
     }
 
@@ -116,6 +131,7 @@ fn tensors(
     reader: &mut Reader<'_>,
     count: u64,
     metadata: &BTreeMap<String, MetaValue>,
+    length: u64,
 ) -> Result<Vec<GgufTensor>> {
     let path = reader.path;
     // A name's length, dimensions' count, type and offset.
@@ -145,12 +161,11 @@ fn tensors(
     let mut placed = Vec::with_capacity(tensors.len());
     for (mut tensor, offset, size) in tensors {
         let start = base.checked_add(offset);
-        let end = start.and_then(|s| s.checked_add(size)).filter(|&e| e <= reader.bytes.len() as u64);
+        let end = start.and_then(|s| s.checked_add(size)).filter(|&e| e <= length);
         let (Some(start), Some(end)) = (start, end) else {
             let detail = format!(
-                "should lie {size} bytes long at {offset} behind the header, beyond the file's end at {}; the file is \
-                 truncated or damaged",
-                reader.bytes.len()
+                "should lie {size} bytes long at {offset} behind the header, beyond the file's end at {length}; the file is \
+                 truncated or damaged"
             );
             return Err(Error::tensor(path, &tensor.name, detail));
         };

@@ -47,8 +47,8 @@ impl GgufSource {
             };
             let heads = match change {
                 Change::Keep | Change::LessOne => None,
-                Change::UnpermuteQueries => Some(config.spec.num_heads),
-                Change::UnpermuteKeys => Some(config.spec.num_kv_heads),
+                Change::Queries => Some(config.spec.num_heads),
+                Change::Keys => Some(config.spec.num_kv_heads),
             };
             let expected = heads.map(|h| h.saturating_mul(config.spec.head_dim));
             if let Some(expected) = expected.filter(|e| tensor.shape.first() != Some(e)) {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::super::atomic::write_atomically;
+use super::super::stream::{Placed, write_tensors};
 use super::super::{Error, FileDType, Result};
 
 /// A tensor to be written, before its bytes are known.
@@ -44,37 +45,22 @@ pub fn write_safetensors(path: &Path, tensors: &[TensorView<'_>]) -> Result<()> 
 pub fn write_safetensors_streaming<B: AsRef<[u8]>, E: From<Error>>(
     path: &Path,
     plan: &[TensorPlan],
-    mut provide: impl FnMut(&TensorPlan) -> Result<B, E>,
+    provide: impl FnMut(&TensorPlan) -> Result<B, E>,
 ) -> Result<(), E> {
     let ordered = file_order(path, plan)?;
     let header = header(&ordered);
-    let mut failure = None;
-    let written = write_atomically(path, |out| {
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        for (tensor, size) in &ordered {
-            let bytes = provide(tensor).and_then(|bytes| {
-                let got = bytes.as_ref().len();
-                if got == *size {
-                    return Ok(bytes);
-                }
-                let detail = format!("has {got} bytes to write, but its type and shape need {size}");
-                Err(Error::tensor(path, &tensor.name, detail).into())
-            });
-            match bytes {
-                Ok(bytes) => out.write_all(bytes.as_ref())?,
-                Err(e) => {
-                    failure = Some(e);
-                    return Err(std::io::Error::other("the tensor could not be made"));
-                }
-            }
-        }
-        Ok(())
-    });
-    match failure {
-        Some(e) => Err(e),
-        None => Ok(written?),
-    }
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header);
+    let mut offset = 0;
+    let placed: Vec<Placed<'_>> = ordered
+        .into_iter()
+        .map(|(tensor, size)| {
+            let placed = Placed { tensor, offset, size };
+            offset += size as u64;
+            placed
+        })
+        .collect();
+    write_tensors(path, &bytes, &placed, provide)
 }
 
 /// Writes a model's weights into `folder`: `model.safetensors` if they fit into `max_shard_bytes`, otherwise
