@@ -91,7 +91,7 @@ impl EncodeOptions {
 }
 
 /// An example with what the report shows of it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Encoded {
     pub input_ids: Vec<u32>,
     pub labels: Vec<i32>,
@@ -103,16 +103,8 @@ pub(crate) struct Encoded {
     pub prompt_len: usize,
     /// Whether the response was closed by the tokenizer's or the template's end token before truncation.
     pub ends_trained: bool,
-}
-
-impl Encoded {
-    pub fn truncated(&self) -> bool {
-        self.input_ids.len() < self.full_len
-    }
-
-    pub fn is_trained(&self) -> bool {
-        targets(&self.labels).any(|t| t)
-    }
+    /// Why LLaMA-Factory leaves the row out; it has no tokens then.
+    pub unusable: Option<&'static str>,
 }
 
 /// What conversations go through.
@@ -151,6 +143,7 @@ impl Encoder<'_> {
             },
             Record::Text(text) => self.text(text, row)?,
             Record::Tokens { input_ids, labels } => self.tokens(input_ids, labels.as_deref(), row)?,
+            Record::Unusable(why) => return Ok(Encoded { unusable: Some(why), ..Encoded::default() }),
         };
         Ok(self.truncate(sequence))
     }
@@ -289,6 +282,7 @@ impl Encoder<'_> {
             full_len: n,
             prompt_len: targets(&sequence.labels).position(|t| t).map_or(n, |i| i + 1),
             ends_trained,
+            unusable: None,
         }
     }
 

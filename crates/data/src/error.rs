@@ -34,19 +34,55 @@ pub enum DataError {
     /// The operating system refused.
     #[error("{path}: cannot be read: {source}")]
     Io { path: String, source: std::io::Error },
-    /// Neither `.json` nor `.jsonl`.
+    /// An ending that stands for no format.
     #[error(
-        "{path}: `{kind}` files are not read; convert it to .jsonl (one JSON object a line) or .json (an array of objects)"
+        "{path}: `{kind}` files are not read; convert it to .jsonl (one JSON object a line), .json (an array of objects), \
+         .csv, .tsv, .parquet, .arrow or .txt (a text a line)"
     )]
     UnsupportedFile { path: String, kind: String },
     /// A folder without any dataset file.
-    #[error("{path}: the folder holds no .json or .jsonl file")]
+    #[error("{path}: the folder holds no .json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt file")]
     EmptyFolder { path: String },
+    /// A folder with files of different kinds.
+    #[error(
+        "{path}: the folder holds files of different kinds, such as {first} and {other}; name the file, or keep one kind"
+    )]
+    MixedFolder { path: String, first: String, other: String },
+    /// What `datasets` saved does not hold the split.
+    #[error("{path}: there is no split `{split}`; it holds {known}")]
+    NoSplit { path: String, split: String, known: String },
+    /// An index (`dataset_info.json`, `state.json`) that cannot be used.
+    #[error("{path}: {message}")]
+    BrokenIndex { path: String, message: String },
+    /// A dataset's name that leads nowhere.
+    #[error(
+        "dataset `{name}` is unknown: it is no path, no file in {dataset_dir}, and no entry of its dataset_info.json{hint}"
+    )]
+    UnknownDataset { name: String, dataset_dir: String, hint: String },
+    /// A dataset of the hub that cannot be had.
+    #[error("dataset {repository} of the Hugging Face hub: {message}")]
+    Hub { repository: String, message: String },
+    /// A CSV or TSV file.
+    #[error("{file}:{line}: {message}")]
+    BrokenTable { file: String, line: usize, message: String },
+    /// A Parquet or Arrow file.
+    #[error("{file}: cannot be read: {message}")]
+    BrokenColumns { file: String, message: String },
+    /// Tokenised rows that cannot be kept.
+    #[error(
+        "{path}: tokenised rows cannot be kept there: {source}; set HF_HOME or XDG_CACHE_HOME to a folder with room"
+    )]
+    Cache { path: String, source: std::io::Error },
+    /// A column that `dataset_info.json` names and no row has.
+    #[error("{dataset}: dataset_info.json names the column `{column}`, which no row has{hint}")]
+    NoColumn { dataset: String, column: String, hint: String },
     /// No rows at all.
     #[error("{path}: the dataset is empty; it needs at least one row")]
     EmptyDataset { path: String },
     /// Nothing was named.
-    #[error("no dataset is given: name at least one .json or .jsonl file, or a folder of them")]
+    #[error(
+        "no dataset is given: name at least one file, a folder of files, or an entry of dataset_info.json"
+    )]
     NoDataset,
     /// `max_samples: 0`.
     #[error("{path}: max_samples is 0, which leaves no rows; leave it out to use all of them")]

@@ -1,45 +1,90 @@
 //! The way in: from dataset files to examples and their report.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::encode::{EncodeOptions, Encoded, Encoder, Engine, Example};
-use crate::error::{DataError, Result, RowRef, nearest};
-use crate::formats::{FORMATS, recognise};
+use crate::cache::{CacheOptions, Key};
+use crate::encode::{EncodeOptions, Encoder, Engine};
+use crate::error::{DataError, Result, nearest};
+use crate::examples::{Examples, Place, Store};
+use crate::formats::convert;
 use crate::mask::{Masker, Specials};
-use crate::read::{DatasetSource, RawRow, read_source};
+use crate::mix::{Mix, merge};
+use crate::read::DatasetSource;
 use crate::record::Message;
-use crate::report::{DatasetReport, Sample, SetStats};
+use crate::report::{DatasetReport, Sample};
+use crate::set::Set;
 use crate::split::split;
 use crate::template::{ChatTemplate, RenderInput, TemplateChoice, ToolFormat};
 use crate::text::Text;
+use crate::tokenise::{Tokenised, find, tokenise};
 
 /// Which rows to train and to evaluate on.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct DatasetSpec {
-    /// Datasets to train on, merged in this order.
+    /// Datasets to train on.
     pub train: Vec<DatasetSource>,
     /// Datasets to evaluate on; not together with `val_size`.
     pub eval: Vec<DatasetSource>,
+    /// How the datasets of each become one.
+    pub mix: Mix,
+    /// With interleaving: how often each dataset is drawn, in relation to the others.
+    pub weights: Option<Vec<f64>>,
+    /// Evaluation datasets stay one after the other, so that each can be looked at by itself.
+    pub eval_apart: bool,
     /// Rows set aside for evaluation after the merge: a fraction below 1, or a number of rows above 1; 0 = none.
     pub val_size: f64,
-    /// Seed of the split.
+    /// Seed of the split and of what is drawn.
     pub seed: u64,
+    /// Where tokenised rows are kept for the next run; `None` = nowhere.
+    pub cache: Option<CacheOptions>,
 }
 
 /// Examples ready for training.
 #[derive(Debug)]
 pub struct Dataset {
     /// To train on, in file order; never empty.
-    pub train: Vec<Example>,
+    pub train: Examples,
     /// To evaluate on.
-    pub eval: Vec<Example>,
+    pub eval: Examples,
+    /// The evaluation datasets by name and the examples of `eval` that are theirs; only with [`DatasetSpec::eval_apart`].
+    pub eval_sets: Vec<(String, std::ops::Range<usize>)>,
     /// What to show before training.
     pub report: DatasetReport,
+}
+
+/// What encodes rows, from the options of a run.
+pub(crate) struct Prepared {
+    choice: TemplateChoice,
+    pub template: ChatTemplate,
+}
+
+impl Prepared {
+    pub fn new(text: &dyn Text, options: &EncodeOptions) -> Result<Self> {
+        options.check()?;
+        let choice = TemplateChoice::parse(options.template.as_deref());
+        let template = load_template(&choice, text, options)?;
+        Ok(Self { choice, template })
+    }
+
+    pub fn encoder<'a>(&'a self, text: &'a dyn Text, options: &'a EncodeOptions) -> Encoder<'a> {
+        let engine = match &self.template {
+            ChatTemplate::Jinja(jinja) => {
+                Engine::Masked(Masker::new(jinja, Specials::of(text), options.template_variables.clone()))
+            }
+            ChatTemplate::Turns(turns) => Engine::Turns(turns),
+        };
+        Encoder { text, engine, options }
+    }
+
+    /// A note where rows go through no template although they are conversations.
+    pub fn note(&self, text: &dyn Text, formats: &[(String, usize)]) -> Option<String> {
+        let plain = self.choice == TemplateChoice::Model && text.chat_template().is_none();
+        let chats = formats.iter().any(|(f, _)| f != "text" && f != "tokens");
+        let note = "the model has no chat template and none is named: prompt and response are joined as they are (`plain`)";
+        (plain && chats).then(|| note.to_string())
+    }
 }
 
 /// Reads, renders, masks, tokenises and truncates. Rows are worked on by all threads of the current rayon pool; the
@@ -49,45 +94,61 @@ pub struct Dataset {
 /// The first row in file order that cannot be used, with its place; contradicting options; an unknown template; or that
 /// nothing is left to train on, with the reason.
 pub fn load_examples(spec: &DatasetSpec, text: &dyn Text, options: &EncodeOptions) -> Result<Dataset> {
-    options.check()?;
+    let prepared = Prepared::new(text, options)?;
     if spec.val_size != 0.0 && !spec.eval.is_empty() {
         let message = "val_size and eval_dataset are both set; keep one of them";
         return Err(DataError::Options(message.into()));
     }
-    let choice = TemplateChoice::parse(options.template.as_deref());
-    let template = load_template(&choice, text, options)?;
-    let engine = match &template {
-        ChatTemplate::Jinja(jinja) => {
-            Engine::Masked(Masker::new(jinja, Specials::of(text), options.template_variables.clone()))
-        }
-        ChatTemplate::Turns(turns) => Engine::Turns(turns),
-    };
-    let encoder = Encoder { text, engine, options };
-
-    let rows = read_all(&spec.train)?;
-    if rows.is_empty() {
+    if spec.train.is_empty() {
         return Err(DataError::NoDataset);
     }
-    let (train_rows, eval_rows) = divide(rows, spec)?;
-    let train = Set::encode(&encoder, &train_rows)?;
+    let encoder = prepared.encoder(text, options);
+    let base = || base_key(text, &prepared.template, options);
+    let mut notes = Vec::new();
+    let mut read = |sources: &[DatasetSource]| -> Result<Vec<Tokenised>> {
+        let one = |source| tokenise(&encoder, source, spec.seed, spec.cache.as_ref(), &base);
+        let read = sources.iter().map(one).collect::<Result<Vec<_>>>()?;
+        notes.extend(read.iter().filter_map(|t| t.note.clone()));
+        Ok(read)
+    };
+    let (train_parts, eval_parts) = (read(&spec.train)?, read(&spec.eval)?);
+    let rows = merged(&train_parts, spec.mix, spec.weights.as_deref(), spec.seed)?;
+    let stores = |parts: &[Tokenised]| -> Vec<Arc<Store>> { parts.iter().map(|p| p.store.clone()).collect() };
+    let (train, eval) = if spec.val_size == 0.0 {
+        let mix = if spec.eval_apart { Mix::Concat } else { spec.mix };
+        let weights = if spec.eval_apart { None } else { spec.weights.as_deref() };
+        let eval =
+            if eval_parts.is_empty() { Vec::new() } else { merged(&eval_parts, mix, weights, spec.seed)? };
+        (Set::new(stores(&train_parts), rows), Set::new(stores(&eval_parts), eval))
+    } else {
+        let (train, eval) = split(rows.len(), spec.val_size, spec.seed)?;
+        let pick = |of: Vec<usize>| of.into_iter().map(|i| rows[i]).collect();
+        (Set::new(stores(&train_parts), pick(train)), Set::new(stores(&train_parts), pick(eval)))
+    };
     train.require_trained(options)?;
-    let eval = Set::encode(&encoder, &eval_rows)?;
-    if !eval_rows.is_empty() {
+    if !eval.rows.is_empty() {
         eval.require_trained(options)?;
     }
-
-    let mut report = DatasetReport::new(template.name(), options, &train.stats, &train.examples);
-    if choice == TemplateChoice::Model
-        && text.chat_template().is_none()
-        && train.formats.keys().any(|f| *f != "text" && *f != "tokens")
-    {
-        let note = "the model has no chat template and none is named: prompt and response are joined as they are (`plain`)";
-        report.warnings.insert(0, note.into());
+    let examples = train.examples();
+    let mut report = DatasetReport::new(prepared.template.name(), options, &train.stats, &examples);
+    report.formats = Set::formats(&train, &eval);
+    if let Some(note) = prepared.note(text, &report.formats) {
+        report.warnings.insert(0, note);
     }
-    report.formats = merge(&train.formats, &eval.formats);
-    report.eval = (!eval_rows.is_empty()).then(|| eval.stats.clone());
-    report.sample = sample(&encoder, &train_rows, &train.kept)?;
-    Ok(Dataset { train: train.examples, eval: eval.examples, report })
+    report.warnings.extend(notes);
+    report.warnings.extend(train.unusable_note().or_else(|| eval.unusable_note()));
+    report.eval = (!eval.rows.is_empty()).then(|| eval.stats.clone());
+    report.sample = sample(&encoder, &spec.train, &train, options.sample_row)?;
+    let eval_sets = if spec.eval_apart { eval.by_store(&spec.eval) } else { Vec::new() };
+    Ok(Dataset { train: examples, eval: eval.examples(), eval_sets, report })
+}
+
+/// The rows of all parts in the order of the merged dataset.
+fn merged(parts: &[Tokenised], mix: Mix, weights: Option<&[f64]>, seed: u64) -> Result<Vec<Place>> {
+    let lengths: Vec<usize> = parts.iter().map(|p| p.rows).collect();
+    let (mix, weights) = if parts.len() == 1 { (Mix::Concat, None) } else { (mix, weights) };
+    let rows = merge(mix, &lengths, weights, seed)?;
+    Ok(rows.into_iter().map(|(store, row)| Place { store: store as u32, row: row as u32 }).collect())
 }
 
 /// The template with what the options change in it.
@@ -126,6 +187,19 @@ fn load_template(choice: &TemplateChoice, text: &dyn Text, options: &EncodeOptio
     })))
 }
 
+/// The part of a cache's key that all datasets of a run share: tokenizer, template and options. `None` for a tokenizer that
+/// cannot be told apart from others.
+fn base_key(text: &dyn Text, template: &ChatTemplate, options: &EncodeOptions) -> Option<Key> {
+    let mut key = Key::new();
+    key.add("tokenizer", &text.fingerprint()?.to_le_bytes());
+    key.add("template", template.identity().as_bytes());
+    // What the report shows and how rows are packed makes no other tokens; the date does only where it is printed.
+    let options =
+        EncodeOptions { packing: None, sample_row: None, now: template.date(options.now), ..options.clone() };
+    key.add("options", serde_json::to_string(&options).ok()?.as_bytes());
+    Some(key)
+}
+
 /// Renders messages for a prompt; `variables` as in [`EncodeOptions::template_variables`]. Its ids are those of
 /// [`ChatTemplate::prompt_ids`].
 ///
@@ -158,141 +232,27 @@ pub fn encode_prompt(text: &dyn Text, prompt: &str) -> Result<Vec<u32>, String> 
     Ok(ids)
 }
 
-fn read_all(sources: &[DatasetSource]) -> Result<Vec<RawRow>> {
-    let mut rows = Vec::new();
-    for source in sources {
-        rows.extend(read_source(source)?);
-    }
-    Ok(rows)
-}
-
-fn divide(rows: Vec<RawRow>, spec: &DatasetSpec) -> Result<(Vec<RawRow>, Vec<RawRow>)> {
-    if spec.val_size == 0.0 {
-        return Ok((rows, read_all(&spec.eval)?));
-    }
-    let (_, held_out) = split(rows.len(), spec.val_size, spec.seed)?;
-    let mut is_held_out = vec![false; rows.len()];
-    held_out.iter().for_each(|&i| is_held_out[i] = true);
-    let (eval, train): (Vec<_>, Vec<_>) =
-        rows.into_iter().zip(is_held_out).partition(|(_, held_out)| *held_out);
-    let strip = |rows: Vec<(RawRow, bool)>| rows.into_iter().map(|(row, _)| row).collect();
-    Ok((strip(train), strip(eval)))
-}
-
-/// The examples of one set and what was counted on the way.
-struct Set {
-    examples: Vec<Example>,
-    /// Index of the row of each example.
-    kept: Vec<usize>,
-    stats: SetStats,
-    formats: BTreeMap<&'static str, usize>,
-    shortest_prompt: Option<usize>,
-    cut_off: usize,
-}
-
-impl Set {
-    fn encode(encoder: &Encoder<'_>, rows: &[RawRow]) -> Result<Self> {
-        let encoded: Vec<Result<(&'static str, Encoded)>> = rows
-            .par_iter()
-            .map(|row| {
-                let (format, record) = recognise(row)?;
-                let mut encoded = encoder.encode(&record, &row.source)?;
-                // Only the sample's text is shown; the others' would fill memory.
-                encoded.text = String::new();
-                encoded.offsets = Vec::new();
-                Ok((format.name, encoded))
-            })
-            .collect();
-        let mut set = Self {
-            examples: Vec::with_capacity(rows.len()),
-            kept: Vec::with_capacity(rows.len()),
-            stats: SetStats::default(),
-            formats: BTreeMap::new(),
-            shortest_prompt: None,
-            cut_off: 0,
-        };
-        for (index, (result, row)) in encoded.into_iter().zip(rows).enumerate() {
-            let (format, encoded) = result?;
-            set.add(index, format, encoded, &row.source, encoder.text);
-        }
-        set.stats.finish(&set.examples);
-        Ok(set)
-    }
-
-    fn add(&mut self, index: usize, format: &'static str, encoded: Encoded, row: &RowRef, text: &dyn Text) {
-        *self.formats.entry(format).or_default() += 1;
-        self.stats.rows += 1;
-        self.stats.truncated_rows += usize::from(encoded.truncated());
-        if !encoded.is_trained() {
-            self.stats.dropped += 1;
-            if encoded.prompt_len < encoded.full_len {
-                self.cut_off += 1;
-                let shortest = self.shortest_prompt.map_or(encoded.prompt_len, |s| s.min(encoded.prompt_len));
-                self.shortest_prompt = Some(shortest);
-            }
-            return;
-        }
-        let bos = text.bos().map(|b| b.id);
-        let doubled =
-            bos.is_some() && encoded.input_ids.iter().take(2).filter(|&&id| Some(id) == bos).count() == 2;
-        self.stats.doubled_bos += usize::from(doubled);
-        self.stats.unclosed += usize::from(!encoded.ends_trained);
-        self.kept.push(index);
-        self.examples.push(Example {
-            input_ids: encoded.input_ids,
-            labels: encoded.labels,
-            source: row.clone(),
-        });
-    }
-
-    fn require_trained(&self, options: &EncodeOptions) -> Result<()> {
-        if !self.examples.is_empty() {
-            return Ok(());
-        }
-        let rows = self.stats.rows;
-        let message = match (options.cutoff_len, self.shortest_prompt) {
-            (Some(cutoff), Some(shortest)) if self.cut_off == rows => {
-                let all = if rows == 1 { "the only row".into() } else { format!("all {rows} rows") };
-                let word = if rows == 1 { "its" } else { "their" };
-                format!(
-                    "{all} lost {word} response to cutoff_len {cutoff}; the shortest prompt has {shortest} tokens"
-                )
-            }
-            (Some(cutoff), Some(_)) => {
-                let empty = rows - self.cut_off;
-                format!(
-                    "{} of {rows} rows lost their response to cutoff_len {cutoff}, and {empty} have no trained token at all",
-                    self.cut_off
-                )
-            }
-            _ => format!(
-                "none of the {rows} rows has a trained token; their responses are empty, or their labels are all -100"
-            ),
-        };
-        Err(DataError::NothingTrained { message })
-    }
-}
-
-fn merge(a: &BTreeMap<&'static str, usize>, b: &BTreeMap<&'static str, usize>) -> Vec<(String, usize)> {
-    let count = |name: &str| a.get(name).copied().unwrap_or(0) + b.get(name).copied().unwrap_or(0);
-    FORMATS.iter().map(|f| (f.name.to_string(), count(f.name))).filter(|(_, n)| *n > 0).collect()
-}
-
-/// The row to show, by default the first example, encoded once more with its text.
-fn sample(encoder: &Encoder<'_>, rows: &[RawRow], kept: &[usize]) -> Result<Option<Sample>> {
-    let wanted = match encoder.options.sample_row {
-        Some(n) if n == 0 || n > rows.len() => {
-            let message =
-                format!("there is no row {n}: rows are counted from 1, and there are {}", rows.len());
+/// The row to show, by default the first example, read and encoded once more with its text.
+fn sample(
+    encoder: &Encoder<'_>,
+    sources: &[DatasetSource],
+    set: &Set,
+    wanted: Option<usize>,
+) -> Result<Option<Sample>> {
+    let total = set.rows.len();
+    let place = match wanted {
+        Some(n) if n == 0 || n > total => {
+            let message = format!("there is no row {n}: rows are counted from 1, and there are {total}");
             return Err(DataError::Options(message));
         }
-        Some(n) => Some(n - 1),
-        None => kept.first().copied(),
+        Some(n) => Some(set.rows[n - 1]),
+        None => set.kept.first().copied(),
     };
-    let Some(row) = wanted.and_then(|i| rows.get(i)) else {
-        return Ok(None);
-    };
-    let (_, record) = recognise(row)?;
+    let Some(place) = place else { return Ok(None) };
+    let Some(source) = sources.get(place.store as usize) else { return Ok(None) };
+    let row = set.stores[place.store as usize].source(place.row as usize);
+    let Some(row) = find(source, &row)? else { return Ok(None) };
+    let (_, record) = convert(&row, source.attributes.as_ref())?;
     let encoded = encoder.encode(&record, &row.source)?;
     Ok(Some(Sample::new(&encoded, &row.source, encoder.text)))
 }

@@ -14,6 +14,8 @@ pub enum Record {
     Text(String),
     /// Token ids made elsewhere. `labels` are unshifted, -100 = not trained; `None` = all ids.
     Tokens { input_ids: Vec<i64>, labels: Option<Vec<i64>> },
+    /// A row of a dataset with an entry in `dataset_info.json` that LLaMA-Factory leaves out, and why: counted, not trained.
+    Unusable(&'static str),
 }
 
 /// Messages and what belongs to them.

@@ -4,8 +4,9 @@ use std::fmt::{self, Write};
 
 use serde::Serialize;
 
-use crate::encode::{EncodeOptions, Encoded, Example, IGNORE};
+use crate::encode::{EncodeOptions, Encoded, IGNORE};
 use crate::error::RowRef;
+use crate::examples::Examples;
 use crate::pack::pack;
 use crate::page::{Page, paragraph, visible};
 use crate::text::Text;
@@ -22,6 +23,9 @@ pub struct SetStats {
     pub rows: usize,
     /// Rows left out because no trained token was left.
     pub dropped: usize,
+    /// Of these, rows that LLaMA-Factory leaves out: without a response, or whose turns do not alternate.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unusable: usize,
     /// Rows cut to `cutoff_len`.
     pub truncated_rows: usize,
     /// Tokens of the examples.
@@ -41,18 +45,14 @@ pub struct SetStats {
 }
 
 impl SetStats {
-    pub(crate) fn finish(&mut self, examples: &[Example]) {
-        self.tokens = examples.iter().map(|e| e.input_ids.len()).sum();
-        self.trained_tokens = examples.iter().map(Example::trained).sum();
-        self.min_length = examples.iter().map(|e| e.input_ids.len()).min().unwrap_or(0);
-        self.max_length = examples.iter().map(|e| e.input_ids.len()).max().unwrap_or(0);
-        self.mean_length = if examples.is_empty() { 0.0 } else { self.tokens as f64 / examples.len() as f64 };
-    }
-
     /// Rows that became examples.
     pub fn examples(&self) -> usize {
         self.rows - self.dropped
     }
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// How full packed rows are.
@@ -157,10 +157,10 @@ impl DatasetReport {
         template: &str,
         options: &EncodeOptions,
         train: &SetStats,
-        examples: &[Example],
+        examples: &Examples,
     ) -> Self {
         let packing = options.packing.filter(|&c| c > 0).map(|capacity| {
-            let lengths: Vec<usize> = examples.iter().map(|e| e.input_ids.len()).collect();
+            let lengths: Vec<usize> = (0..examples.len()).map(|i| examples.length(i)).collect();
             let rows = pack(&lengths, capacity).len();
             let fill_percent = 100.0 * train.tokens as f64 / (rows.max(1) * capacity) as f64;
             PackStats { capacity, rows, fill_percent }
@@ -216,9 +216,10 @@ impl fmt::Display for DatasetReport {
 
 fn warnings(train: &SetStats, options: &EncodeOptions) -> Vec<String> {
     let mut out = Vec::new();
-    if train.dropped > 0 {
+    let dropped = train.dropped - train.unusable;
+    if dropped > 0 {
         let cutoff = options.cutoff_len.map(|c| format!(" after cutting at {c} tokens")).unwrap_or_default();
-        out.push(format!("{} left out: no trained token{cutoff}", rows(train.dropped)));
+        out.push(format!("{} left out: no trained token{cutoff}", rows(dropped)));
     }
     if train.doubled_bos > 0 {
         out.push(format!(

@@ -50,4 +50,9 @@ pub trait Text: Send + Sync {
     fn chat_template(&self) -> Option<&str>;
     /// Texts of all tokens marked as special (control) tokens, such as `<|im_end|>`.
     fn special_contents(&self) -> Vec<String>;
+    /// A digest of everything that decides which ids a text has; `None` where nobody can tell, so that nothing that was
+    /// tokenised is kept.
+    fn fingerprint(&self) -> Option<u128> {
+        None
+    }
 }

@@ -58,4 +58,12 @@ impl Text for TokenizerBundle {
         let ids = 0..u32::try_from(Text::vocab_size(self)).unwrap_or(u32::MAX);
         ids.filter(|&id| TokenizerBundle::is_special(self, id)).filter_map(|id| self.token(id)).collect()
     }
+
+    fn fingerprint(&self) -> Option<u128> {
+        let mut sum = xxhash_rust::xxh3::Xxh3::new();
+        sum.update(self.tokenizer_json().ok()?.as_bytes());
+        let roles = (&self.bos, &self.eos, &self.pad, &self.unk, self.add_bos);
+        sum.update(format!("{roles:?}").as_bytes());
+        Some(sum.digest128())
+    }
 }

@@ -228,7 +228,7 @@ fn ids_and_masks_of_shipped_tokenizers_and_templates_equal_apply_chat_template()
                 Err(e) if e.to_string().contains("the header of another response") => continue,
                 data => data.unwrap_or_else(|e| panic!("{at}: {e}")),
             };
-            let example = &data.train[0];
+            let example = &data.train.get(0);
             let ids: Vec<String> = example.input_ids.iter().map(u32::to_string).collect();
             assert_eq!(row[0], hash(&ids.join(" ")), "{at}: {ids:?}");
             let mask: String = example.labels.iter().map(|&l| if l == IGNORE { '0' } else { '1' }).collect();

@@ -182,7 +182,7 @@ fn files_are_read_as_lines_or_arrays_and_folders_in_order() {
     assert_eq!(read(&write(f, "b.json", "[{\"text\": \"3\"}]")), Ok(1));
     assert_eq!(read(&write(f, "c.json", "{\"text\": \"4\"}\n{\"text\": \"5\"}")), Ok(2));
     write(f, "dataset_info.json", "{}");
-    write(f, "notes.txt", "");
+    write(f, "notes.md", "");
     let rows = read_source(&DatasetSource::new(f)).unwrap();
     let texts: Vec<&str> = rows.iter().map(|r| r.fields["text"].as_str().unwrap()).collect();
     assert_eq!(texts, ["1", "2", "3", "4", "5"]);
@@ -216,15 +216,23 @@ fn broken_files_are_named_with_line_and_fragment() {
     check(&write(f, "d.jsonl", "[1]"), &["d.jsonl:1: expected an object", "found a list"]);
     check(&write(f, "e.jsonl", "\n \n"), &["the dataset is empty"]);
     check(&write(f, "f.json", "[]"), &["the dataset is empty"]);
-    check(&write(f, "g.csv", "a,b"), &["`.csv` files are not read", ".jsonl"]);
-    check(&write(f, "h.parquet", ""), &["`.parquet`"]);
+    check(&write(f, "g.xlsx", "a,b"), &["`.xlsx` files are not read", ".jsonl"]);
+    check(&write(f, "h.parquet", "PAR1"), &["h.parquet: cannot be read"]);
+    check(&write(f, "h.arrow", "ARROW1 and no more"), &["h.arrow: cannot be read"]);
+    check(&write(f, "h.csv", "a,b\n1,2\n3\n"), &["h.csv:3: 1 cells where the first line names 2"]);
+    check(&write(f, "i.csv", "a,a\n1,2\n"), &["`a` stands there twice"]);
+    check(&write(f, "k.json", "[{\"text\": \"1\"} {\"text\": \"2\"}]"), &["k.json:1", "expected `,` or `]`"]);
+    check(&write(f, "l.json", "[{\"text\": \"1\"},\n{\"text\": \"2\""), &["l.json:2", "EOF"]);
+    check(&write(f, "m.json", "[{\"text\": \"1\"},]"), &["m.json:1", "broken JSON at column 16"]);
+    check(&write(f, "n.json", "[{\"text\": \"1\"}] 5"), &["n.json:1", "trailing characters"]);
     check(&f.join("a.json"), &["no such file or folder; did you mean", "a.jsonl"]);
     check(&f.join("nowhere/x.json"), &["does not exist either"]);
     let bytes = f.join("i.jsonl");
     std::fs::write(&bytes, b"{}\n{\"text\": \"\xff\"}").unwrap();
     check(&bytes, &["not valid UTF-8", "line 2"]);
+    check(f, &["holds files of different kinds", "a.jsonl"]);
     std::fs::create_dir(f.join("empty")).unwrap();
-    check(&f.join("empty"), &["holds no .json or .jsonl file"]);
+    check(&f.join("empty"), &["holds no .json, .jsonl, .csv"]);
     let none = DatasetSource { max_samples: Some(0), ..DatasetSource::new(f.join("d.jsonl")) };
     assert!(read_source(&none).unwrap_err().to_string().contains("max_samples is 0"));
 }

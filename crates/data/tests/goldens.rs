@@ -172,7 +172,7 @@ fn ids_and_masks_equal_apply_chat_template_with_return_assistant_tokens_mask() {
                     Err(e) if e.to_string().contains("does not write its tool calls") => continue,
                     data => data.unwrap_or_else(|e| panic!("{at}: {e}")),
                 };
-                let example = &data.train[0];
+                let example = &data.train.get(0);
                 let mask: String =
                     example.labels.iter().map(|&l| if l == IGNORE { '0' } else { '1' }).collect();
                 let ids = json!(example.input_ids);

@@ -116,7 +116,7 @@ fn load(bundle: &TokenizerBundle, row: serde_json::Value, options: &EncodeOption
 }
 
 fn shown(bundle: &TokenizerBundle, data: &Dataset) -> (String, String) {
-    let example = &data.train[0];
+    let example = &data.train.get(0);
     let text = |keep: bool| {
         let ids: Vec<u32> = example
             .input_ids
@@ -214,7 +214,7 @@ fn a_token_that_straddles_the_start_of_the_response_is_trained() {
     let file = folder.path().join("m.jinja");
     std::fs::write(&file, common::plain(&std::fs::read_to_string(path).unwrap())).unwrap();
     let data = load(&b, json!({"question": "Hi", "answer": "Hello."}), &options(&file.display().to_string()));
-    let example = &data.train[0];
+    let example = &data.train.get(0);
     let first = example.labels.iter().position(|&l| l != IGNORE).unwrap();
     let piece = Text::piece(&b, example.input_ids[first]).unwrap();
     assert!(piece.starts_with('Ġ') && piece.len() > 'Ġ'.len_utf8(), "{piece}");

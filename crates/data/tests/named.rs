@@ -28,7 +28,7 @@ fn shown(row: Value, options: &EncodeOptions) -> String {
     let data = load(row, options).unwrap();
     let text = bundle("tokenizer", json!({}));
     let (mut out, mut open) = (String::new(), false);
-    for (&id, &label) in data.train[0].input_ids.iter().zip(&data.train[0].labels) {
+    for (&id, &label) in data.train.get(0).input_ids.iter().zip(&data.train.get(0).labels) {
         if open != (label != IGNORE) {
             open = !open;
             out.push(if open { '⟦' } else { '⟧' });
@@ -232,9 +232,9 @@ fn a_prompt_ends_where_the_response_begins_and_needs_a_question() {
         let template = template(name);
         let row = chat(&[("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes")]);
         let data = load(row, &options(name)).unwrap();
-        let trained = data.train[0].labels.iter().position(|&l| l != IGNORE).unwrap();
+        let trained = data.train.get(0).labels.iter().position(|&l| l != IGNORE).unwrap();
         let prompt = template.prompt_ids(&text, &messages[..2], None, &none).unwrap();
-        assert_eq!(prompt, data.train[0].input_ids[..trained], "{name}");
+        assert_eq!(prompt, data.train.get(0).input_ids[..trained], "{name}");
         let error = template.prompt_ids(&text, &messages, None, &none).unwrap_err().to_string();
         assert!(error.contains("should end with a message of the user"), "{error}");
     }

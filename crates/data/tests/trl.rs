@@ -26,9 +26,9 @@ fn ids_and_labels_equal_trl_s_sft_trainer() {
                 let spec = DatasetSpec { train: vec![DatasetSource::new(&file)], ..DatasetSpec::default() };
                 let data = load_examples(&spec, &text, &options).unwrap();
                 let at = format!("{case}, {which}, {row}");
-                assert_eq!(json!(data.train[0].input_ids), expected[0], "{at}");
+                assert_eq!(json!(data.train.get(0).input_ids), expected[0], "{at}");
                 // The first label is never a target; TRL does not mask BOS there.
-                let labels: Vec<Value> = data.train[0].labels.iter().skip(1).map(|l| json!(l)).collect();
+                let labels: Vec<Value> = data.train.get(0).labels.iter().skip(1).map(|l| json!(l)).collect();
                 if labels != expected[1].as_array().unwrap()[1..] {
                     differ.push(at);
                 }

@@ -97,7 +97,7 @@ fn encode(
     std::fs::write(&path, row.to_string()).unwrap();
     let spec = DatasetSpec { train: vec![DatasetSource::new(&path)], ..DatasetSpec::default() };
     match load_examples(&spec, text, options) {
-        Ok(mut data) => Ok(data.train.pop().map(|e| (e.input_ids, e.labels))),
+        Ok(data) => Ok(data.train.to_vec().pop().map(|e| (e.input_ids, e.labels))),
         Err(e) if e.to_string().starts_with("nothing to train on") => Ok(None),
         Err(e) => Err(e.to_string()),
     }

@@ -36,6 +36,7 @@ const FREE_KEYS: &[&str] = &[
     "report_to",
     "threads",
     "preprocessing_num_workers",
+    "overwrite_cache",
     "device",
 ];
 
@@ -180,7 +181,7 @@ impl Output {
     fn spare_inputs(&self, config: &RunConfig) -> Result<()> {
         let removed = if self.overwrite { self.leftovers() } else { Vec::new() };
         let data = |key: &'static str, names: &[String]| -> Vec<(&str, PathBuf)> {
-            names.iter().map(|n| (key, crate::run::locate(n, &config.dataset_dir))).collect()
+            names.iter().map(|n| (key, crate::data::place(n, &config.dataset_dir))).collect()
         };
         let models = [
             ("model_name_or_path", Some(&config.model_name_or_path)),

@@ -1,9 +1,15 @@
 //! The data of a run: which rows make up which step.
 
-use loratune_data::{EpochOrder, Example, Plan};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use loratune_data::{EpochOrder, Example, ExampleStream, Examples, Plan, pack};
 use loratune_model::Batch;
 
 use crate::config::RunConfig;
+use crate::data::Fits;
+use crate::error::Result;
 
 /// Examples to train and evaluate on, and the steps they are divided into.
 ///
@@ -11,23 +17,33 @@ use crate::config::RunConfig;
 /// accumulated batches never span epochs, and an epoch's last batch and last window may be short.
 #[derive(Debug)]
 pub struct Feed {
-    pub train: Vec<Example>,
-    pub eval: Vec<Example>,
-    plan: Plan,
+    train: Train,
+    pub eval: Examples,
+    /// Parts of `eval` that are also evaluated by themselves.
+    pub eval_sets: Vec<(String, Range<usize>)>,
     batch_size: usize,
     accumulation: usize,
     eval_batch_size: usize,
     batches_per_epoch: usize,
-    /// Digest of every token and label, in order.
+    /// Digest of every token and label, in order; of a stream, of its files and settings.
     digest: String,
-    /// The rows of the epoch that was asked for last.
-    cached: std::cell::RefCell<Option<(u64, Vec<Vec<usize>>)>>,
+}
+
+#[derive(Debug)]
+enum Train {
+    Rows {
+        examples: Examples,
+        plan: Plan,
+        /// The rows of the epoch that was asked for last.
+        cached: RefCell<Option<(u64, Vec<Vec<usize>>)>>,
+    },
+    Stream(Box<RefCell<Streamed>>),
 }
 
 impl Feed {
-    pub fn new(train: Vec<Example>, eval: Vec<Example>, config: &RunConfig) -> Feed {
+    pub fn new(train: Examples, eval: Examples, config: &RunConfig) -> Feed {
         let plan = Plan {
-            lengths: train.iter().map(|e| e.input_ids.len()).collect(),
+            lengths: (0..train.len()).map(|i| train.length(i)).collect(),
             capacity: config.packing.then_some(config.cutoff_len as usize),
             order: EpochOrder {
                 seed: config.data_seed.unwrap_or(config.seed),
@@ -38,13 +54,35 @@ impl Feed {
         Feed {
             batches_per_epoch: plan.batches_per_epoch(batch_size),
             digest: digest(&[&train, &eval]),
-            train,
+            train: Train::Rows { examples: train, plan, cached: RefCell::default() },
             eval,
-            plan,
+            eval_sets: Vec::new(),
             batch_size,
             accumulation: config.gradient_accumulation_steps as usize,
             eval_batch_size: config.per_device_eval_batch_size as usize,
-            cached: Default::default(),
+        }
+    }
+
+    /// Of a stream, whose one epoch is the whole run, as Hugging Face counts it.
+    pub fn streamed(stream: Streamed, digest: String, eval: Examples, config: &RunConfig) -> Feed {
+        let accumulation = config.gradient_accumulation_steps as usize;
+        Feed {
+            train: Train::Stream(Box::new(RefCell::new(stream))),
+            eval,
+            eval_sets: Vec::new(),
+            batch_size: config.per_device_train_batch_size as usize,
+            accumulation,
+            eval_batch_size: config.per_device_eval_batch_size as usize,
+            batches_per_epoch: config.max_steps.0.unwrap_or(1) as usize * accumulation,
+            digest,
+        }
+    }
+
+    /// Examples to train on; `None` of a stream, which has no end.
+    pub fn examples(&self) -> Option<usize> {
+        match &self.train {
+            Train::Rows { examples, .. } => Some(examples.len()),
+            Train::Stream(_) => None,
         }
     }
 
@@ -55,7 +93,10 @@ impl Feed {
 
     /// Rows in an epoch: examples, or packs of them.
     pub fn rows_per_epoch(&self) -> usize {
-        self.plan.rows_per_epoch()
+        match &self.train {
+            Train::Rows { plan, .. } => plan.rows_per_epoch(),
+            Train::Stream(_) => self.batches_per_epoch * self.batch_size,
+        }
     }
 
     /// Batches of the evaluation, or without one of an epoch, unrounded: what `logging_steps: auto` goes by.
@@ -78,44 +119,115 @@ impl Feed {
     }
 
     /// The micro-batches of step `step` (counted from 0).
-    pub fn window(&self, step: u64) -> Vec<Batch> {
-        let (epoch, index) = (step / self.steps_per_epoch(), (step % self.steps_per_epoch()) as usize);
-        let mut cached = self.cached.borrow_mut();
-        if cached.as_ref().is_none_or(|(e, _)| *e != epoch) {
-            *cached = Some((epoch, self.plan.rows(epoch)));
-        }
-        let rows = cached.as_ref().map_or(&[][..], |(_, rows)| rows);
+    ///
+    /// # Errors
+    /// A row of a stream that cannot be used.
+    pub fn window(&self, step: u64) -> Result<Vec<Batch>> {
         let window = self.batch_size * self.accumulation;
-        rows.iter()
-            .skip(index * window)
-            .take(window)
-            .collect::<Vec<_>>()
-            .chunks(self.batch_size)
-            .map(|rows| {
-                let tokens = |row: &Vec<usize>| row.iter().map(|&i| self.train[i].input_ids.len()).sum();
-                let longest_row = rows.iter().map(|row| tokens(row)).max().unwrap_or(0);
-                let documents = rows.iter().flat_map(|row| row.iter().map(|&i| &self.train[i]));
-                Batch { longest_row, ..batch(documents) }
-            })
-            .collect()
+        let rows: Vec<Vec<Example>> = match &self.train {
+            Train::Stream(stream) => stream.borrow_mut().window(step, window)?,
+            Train::Rows { examples, plan, cached } => {
+                let (epoch, index) =
+                    (step / self.steps_per_epoch(), (step % self.steps_per_epoch()) as usize);
+                let mut cached = cached.borrow_mut();
+                if cached.as_ref().is_none_or(|(e, _)| *e != epoch) {
+                    *cached = Some((epoch, plan.rows(epoch)));
+                }
+                let rows = cached.as_ref().map_or(&[][..], |(_, rows)| rows);
+                let rows = rows.iter().skip(index * window).take(window);
+                rows.map(|row| row.iter().map(|&i| examples.get(i)).collect()).collect()
+            }
+        };
+        let batches = rows.chunks(self.batch_size).map(|rows| {
+            let tokens = |row: &Vec<Example>| row.iter().map(|e| e.input_ids.len()).sum();
+            let longest_row = rows.iter().map(tokens).max().unwrap_or(0);
+            Batch { longest_row, ..batch(rows.iter().flatten()) }
+        });
+        Ok(batches.collect())
     }
 
     /// The batches of an evaluation.
     pub fn eval_batches(&self) -> impl Iterator<Item = Batch> + '_ {
-        self.eval.chunks(self.eval_batch_size).map(|c| batch(c.iter()))
+        self.eval_batches_of(0..self.eval.len())
+    }
+
+    /// The batches of a part of the evaluation.
+    pub fn eval_batches_of(&self, part: Range<usize>) -> impl Iterator<Item = Batch> + '_ {
+        let size = self.eval_batch_size.max(1);
+        part.clone().step_by(size).map(move |start| {
+            let rows: Vec<Example> =
+                (start..(start + size).min(part.end)).map(|i| self.eval.get(i)).collect();
+            batch(rows.iter())
+        })
+    }
+}
+
+/// A stream cut into rows: examples, or packs of them.
+#[derive(Debug)]
+pub struct Streamed {
+    stream: ExampleStream,
+    /// Tokens of a pack; packs are made of [`PACKED_AT_ONCE`] examples at a time.
+    capacity: Option<usize>,
+    fits: Fits,
+    packs: VecDeque<Vec<Example>>,
+    next_step: u64,
+}
+
+/// Examples that are packed together in a stream (LLaMA-Factory's `preprocessing_batch_size`).
+const PACKED_AT_ONCE: usize = 1000;
+
+impl Streamed {
+    pub fn new(stream: ExampleStream, capacity: Option<usize>, fits: Fits) -> Streamed {
+        Streamed { stream, capacity, fits, packs: VecDeque::new(), next_step: 0 }
+    }
+
+    /// The rows of a step. One that is not the next is read up to.
+    fn window(&mut self, step: u64, rows: usize) -> Result<Vec<Vec<Example>>> {
+        if step < self.next_step {
+            self.stream.restart();
+            self.packs.clear();
+            self.next_step = 0;
+        }
+        loop {
+            let window = (0..rows).map(|_| self.row()).collect::<Result<Vec<_>>>()?;
+            self.next_step += 1;
+            if self.next_step > step {
+                return Ok(window);
+            }
+        }
+    }
+
+    fn row(&mut self) -> Result<Vec<Example>> {
+        let Some(capacity) = self.capacity else { return Ok(vec![self.example()?]) };
+        if self.packs.is_empty() {
+            let examples = (0..PACKED_AT_ONCE).map(|_| self.example()).collect::<Result<Vec<_>>>()?;
+            let lengths: Vec<usize> = examples.iter().map(|e| e.input_ids.len()).collect();
+            let mut examples: Vec<Option<Example>> = examples.into_iter().map(Some).collect();
+            for pack in pack(&lengths, capacity) {
+                self.packs.push_back(pack.into_iter().filter_map(|i| examples[i].take()).collect());
+            }
+        }
+        Ok(self.packs.pop_front().unwrap_or_default())
+    }
+
+    fn example(&mut self) -> Result<Example> {
+        let example = self.stream.next_example()?;
+        self.fits.check(&example)?;
+        Ok(example)
     }
 }
 
 /// FNV-1a over lengths, tokens and labels.
-fn digest(parts: &[&[Example]]) -> String {
+fn digest(parts: &[&Examples]) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     let mut eat = |x: u64| hash = (hash ^ x).wrapping_mul(0x100_0000_01b3);
     for part in parts {
         eat(part.len() as u64);
-        for Example { input_ids, labels, .. } in *part {
-            eat(input_ids.len() as u64);
-            input_ids.iter().for_each(|&i| eat(i as u64));
-            labels.iter().for_each(|&l| eat(l as u32 as u64));
+        for i in 0..part.len() {
+            let tokens = part.tokens(i);
+            eat(tokens.len() as u64);
+            tokens.ids().for_each(|i| eat(i as u64));
+            tokens.labels().for_each(|l| eat(l as u32 as u64));
         }
     }
     format!("{hash:016x}")

@@ -3,13 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use loratune_data::{DatasetReport, DatasetSource, DatasetSpec, EncodeOptions, load_examples};
-
-use loratune_model::files::ModelFiles;
-use loratune_tokenizer::TokenizerBundle;
+use loratune_data::{DatasetHub, DatasetReport};
 
 use crate::checkpoint::{self, Output, Start};
 use crate::config::{EvalStrategy, RunConfig};
+use crate::data;
 use crate::error::{Error, Result};
 use crate::evaluate::evaluate;
 use crate::feed::Feed;
@@ -55,6 +53,14 @@ pub struct Outcome {
 /// # Errors
 /// The first thing that is wrong, before anything is written.
 pub fn prepare(config: RunConfig) -> Result<Prepared> {
+    prepare_with(config, None)
+}
+
+/// As [`prepare`], with a hub that datasets may come from.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_with(config: RunConfig, hub: Option<&dyn DatasetHub>) -> Result<Prepared> {
     let (output, start) = Output::inspect(&config)?;
     let started = match &start {
         Start::Resume(path) => checkpoint::started(path)?,
@@ -64,8 +70,7 @@ pub fn prepare(config: RunConfig) -> Result<Prepared> {
     };
     let Opened { files, tokenizer, mut vocabulary } = vocabulary::open(&config)?;
     // The data first: it is quick, and what is wrong in a run is most often there.
-    let data = load_data(&config, &tokenizer, started)?;
-    check_fits(&data.train, &data.eval, &files, &tokenizer)?;
+    let (feed, report) = data::load(&config, hub, &files, &tokenizer, started)?;
     let checkpoint = match &start {
         Start::Resume(path) => Some(path.as_path()),
         Start::Fresh => None,
@@ -73,92 +78,14 @@ pub fn prepare(config: RunConfig) -> Result<Prepared> {
     let mut model = TrainedModel::open(&config, files, tokenizer, checkpoint)?;
     model.own_tokenizer = vocabulary.own_tokenizer;
     vocabulary.notes.extend(vocabulary::untrained_note(&config, &vocabulary, &model));
-    let feed = Feed::new(data.train, data.eval, &config);
-    Ok(Prepared { config, model, feed, report: data.report, vocabulary, start, output, started })
+    Ok(Prepared { config, model, feed, report, vocabulary, start, output, started })
 }
 
-fn load_data(
-    config: &RunConfig,
-    tokenizer: &TokenizerBundle,
-    started: u64,
-) -> Result<loratune_data::Dataset> {
-    let sources = |names: &[String]| -> Result<Vec<DatasetSource>> {
-        names
-            .iter()
-            .map(|name| {
-                let path = locate(name, &config.dataset_dir);
-                Ok(DatasetSource { path, max_samples: config.max_samples.map(|n| n as usize) })
-            })
-            .collect()
-    };
-    let spec = DatasetSpec {
-        train: sources(&config.dataset)?,
-        eval: sources(&config.eval_dataset)?,
-        val_size: config.val_size,
-        seed: config.data_seed.unwrap_or(config.seed),
-    };
-    let options = EncodeOptions {
-        template: config.template.clone(),
-        cutoff_len: Some(config.cutoff_len as usize),
-        train_on_prompt: config.train_on_prompt,
-        mask_history: config.mask_history,
-        packing: config.packing.then_some(config.cutoff_len as usize),
-        now: Some(started),
-        ..EncodeOptions::default()
-    };
-    let load = || load_examples(&spec, tokenizer, &options);
-    Ok(match config.preprocessing_num_workers {
-        Some(n) => pool(n as usize)?.install(load)?,
-        None => load()?,
-    })
-}
-
-fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+pub(crate) fn pool(threads: usize) -> Result<rayon::ThreadPool> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
         .map_err(|e| Error::Invalid(format!("{threads} threads can't be started: {e}")))
-}
-
-/// A dataset's path: as it is, or inside `dataset_dir`, with an ending if it lacks one.
-pub(crate) fn locate(name: &str, dataset_dir: &str) -> PathBuf {
-    let direct = PathBuf::from(name);
-    if direct.exists() {
-        return direct;
-    }
-    let folder = Path::new(dataset_dir);
-    let candidates = ["", ".jsonl", ".json"].map(|ending| folder.join(format!("{name}{ending}")));
-    candidates.into_iter().find(|p| p.exists()).unwrap_or(direct)
-}
-
-/// Every row must fit the model: its context and its vocabulary.
-///
-/// # Errors
-/// The first row that does not, with its place.
-pub fn check_fits(
-    train: &[loratune_data::Example],
-    eval: &[loratune_data::Example],
-    files: &ModelFiles,
-    tokenizer: &TokenizerBundle,
-) -> Result<()> {
-    let (context, vocabulary) = (files.config.spec.max_positions, files.config.spec.vocab_size);
-    for example in train.iter().chain(eval) {
-        if example.input_ids.len() > context {
-            return Err(Error::Misfit(format!(
-                "{}: the row has {} tokens, more than the model's context of {context} (max_position_embeddings): set \
-                 cutoff_len to {context} or less",
-                example.source,
-                example.input_ids.len()
-            )));
-        }
-        let labels = example.labels.iter().filter(|&&l| l >= 0).map(|&l| l as u32);
-        if let Some(id) =
-            example.input_ids.iter().copied().chain(labels).find(|&id| id as usize >= vocabulary)
-        {
-            return Err(vocabulary::no_row(&example.source.to_string(), id, files, tokenizer));
-        }
-    }
-    Ok(())
 }
 
 /// Passes everything on, and writes the live logs.

@@ -1,5 +1,6 @@
 //! The loop: steps, logs, evaluations, checkpoints, and when to stop.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use loratune_engine::rng::Key;
@@ -13,7 +14,7 @@ use crate::feed::Feed;
 use crate::model::TrainedModel;
 use crate::optimizer::Optimizer;
 use crate::progress::{Evaluation, Progress, StepReport};
-use crate::report::LogEntry;
+use crate::report::{EvalMetrics, LogEntry};
 use crate::schedule::Schedule;
 
 /// What watches a run and may end it.
@@ -183,7 +184,7 @@ impl<'a> Trainer<'a> {
     fn step(&mut self, observer: &mut dyn Observer) -> Result<StepReport> {
         let start = Instant::now();
         let step = self.progress.step;
-        let window = self.feed.window(step);
+        let window = self.feed.window(step)?;
         let trained: usize = window.iter().map(|b| b.trained_tokens()).sum();
         let tokens: usize = window.iter().map(|b| b.tokens()).sum();
         // Dividing the sum by the whole window's count makes 8 × 1 rows the same step as 1 × 8.
@@ -301,14 +302,22 @@ impl<'a> Trainer<'a> {
             observer.evaluating(i, batches);
             b
         });
-        let evaluation = evaluate(&self.model.decoder, &self.model.params, watched)?;
+        let (evaluation, by_set) = match self.feed.eval_sets.as_slice() {
+            [] => (evaluate(&self.model.decoder, &self.model.params, watched)?, Vec::new()),
+            sets => self.evaluate_each(sets, observer)?,
+        };
         if !evaluation.loss.is_finite() {
             return Err(self.non_finite_evaluation(evaluation, observer)?);
         }
         let step = self.progress.step;
         self.evaluated = Some((step, evaluation));
         observer.evaluated(step, &evaluation);
-        self.record(LogEntry::eval(step, self.epoch(), &evaluation), observer);
+        let mut metrics = EvalMetrics::from(&evaluation);
+        for (name, of) in by_set {
+            metrics.metrics.insert(format!("{name}_loss"), of.loss);
+            metrics.metrics.insert(format!("{name}_accuracy"), of.accuracy);
+        }
+        self.record(LogEntry::eval(step, self.epoch(), metrics), observer);
         if step == 0 {
             // There is no checkpoint of the start that could be kept.
             return Ok(false);
@@ -321,6 +330,30 @@ impl<'a> Trainer<'a> {
             self.progress.evaluations_without_gain += 1;
         }
         Ok(self.patience_is_over())
+    }
+
+    /// The evaluation of all sets together, and each by itself.
+    fn evaluate_each(
+        &self,
+        sets: &[(String, Range<usize>)],
+        observer: &mut dyn Observer,
+    ) -> Result<(Evaluation, Vec<(String, Evaluation)>)> {
+        let size = self.config.per_device_eval_batch_size as usize;
+        let batches = sets.iter().map(|(_, part)| part.len().div_ceil(size)).sum();
+        let mut done = 0;
+        let mut by_set = Vec::with_capacity(sets.len());
+        for (name, part) in sets {
+            let watched = self.feed.eval_batches_of(part.clone()).inspect(|_| {
+                observer.evaluating(done, batches);
+                done += 1;
+            });
+            by_set.push((name.clone(), evaluate(&self.model.decoder, &self.model.params, watched)?));
+        }
+        let tokens: usize = by_set.iter().map(|(_, e)| e.tokens).sum();
+        let mean = |of: fn(&Evaluation) -> f64| {
+            by_set.iter().map(|(_, e)| of(e) * e.tokens as f64).sum::<f64>() / tokens.max(1) as f64
+        };
+        Ok((Evaluation { loss: mean(|e| e.loss), accuracy: mean(|e| e.accuracy), tokens }, by_set))
     }
 
     fn patience_is_over(&self) -> bool {

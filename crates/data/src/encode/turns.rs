@@ -32,6 +32,7 @@ impl Encoder<'_> {
             prompt_len: targets(&labels).position(|t| t).map_or(labels.len(), |i| i + 1),
             ends_trained: self.is_closed(template, &encoding),
             text: encoding.text,
+            unusable: None,
         };
         if let Some(eos) = template.eos().filter(|_| template.named().efficient_eos) {
             let end = encoded.text.len();

@@ -1,9 +1,7 @@
 //! Alpaca: an instruction, optionally with an input, and its output.
 
-use serde_json::Value;
-
 use super::{Fields, Format, chat, optional_string, string};
-use crate::error::{Result, kind_of};
+use crate::error::Result;
 use crate::record::{Conversation, Message, Record};
 
 pub(super) const FORMAT: Format = Format {
@@ -21,32 +19,17 @@ fn convert(fields: &Fields) -> Result<Record, String> {
     if !system.is_empty() {
         messages.push(Message::system(system));
     }
-    history(fields, &mut messages)?;
+    if let Some(pairs) = fields.get("history").filter(|h| !h.is_null()) {
+        chat::history(pairs, &mut messages)?;
+    }
     let parts = [string(fields, "instruction")?, optional_string(fields, "input")?];
     let parts: Vec<&str> = parts.iter().map(String::as_str).filter(|p| !p.is_empty()).collect();
     messages.push(Message::user(parts.join("\n")));
     messages.push(Message::assistant(string(fields, "output")?));
-    let tools = chat::tools(fields)?;
+    let tools = chat::tools(fields.get("tools"))?;
     Ok(Record::Chat(Conversation {
         tools,
         variables: chat::variables(fields)?,
         ..Conversation::new(messages)
     }))
-}
-
-fn history(fields: &Fields, messages: &mut Vec<Message>) -> Result<(), String> {
-    let pairs = match fields.get("history") {
-        None | Some(Value::Null) => return Ok(()),
-        Some(Value::Array(pairs)) => pairs,
-        Some(other) => return Err(format!("`history` should be a list of pairs, found {}", kind_of(other))),
-    };
-    for (i, pair) in pairs.iter().enumerate() {
-        let texts = pair.as_array().map(|p| p.iter().map(Value::as_str).collect::<Vec<_>>());
-        let Some([Some(user), Some(answer)]) = texts.as_deref() else {
-            return Err(format!("`history`[{i}] should be a pair of strings [user, answer]"));
-        };
-        messages.push(Message::user(*user));
-        messages.push(Message::assistant(*answer));
-    }
-    Ok(())
 }

@@ -1,5 +1,7 @@
 //! What the chat formats share: messages, roles, tool calls, tools.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value, json};
 
 use super::Fields;
@@ -27,8 +29,23 @@ const ROLES: &[(&str, &str)] = &[
 
 /// Reads a list of messages from a field; role/content and from/value may be mixed.
 pub(super) fn messages(fields: &Fields, name: &str) -> Result<Vec<Message>, String> {
+    let items = list(fields, name)?;
+    let read = |(i, item): (usize, &Value)| message(item).map_err(|e| format!("`{name}`[{i}]: {e}"));
+    items.iter().enumerate().map(read).collect()
+}
+
+/// The items of a list of messages. A cell of a table holds such a list as JSON text; `datasets` may hold it as lists by
+/// field.
+pub(super) fn list<'f>(fields: &'f Fields, name: &str) -> Result<Cow<'f, [Value]>, String> {
     let items = match fields.get(name) {
-        Some(Value::Array(items)) => items,
+        Some(Value::Array(items)) => Cow::Borrowed(items.as_slice()),
+        Some(Value::String(text)) => match serde_json::from_str(text) {
+            Ok(Value::Array(items)) => Cow::Owned(items),
+            _ => return Err(format!("`{name}` should be a list of messages, found text that is no JSON list")),
+        },
+        Some(Value::Object(by_field)) => Cow::Owned(transposed(by_field).ok_or_else(|| {
+            format!("`{name}` should be a list of messages, found an object whose fields are not lists of one length")
+        })?),
         Some(other) => {
             return Err(format!("`{name}` should be a list of messages, found {}", kind_of(other)));
         }
@@ -37,8 +54,20 @@ pub(super) fn messages(fields: &Fields, name: &str) -> Result<Vec<Message>, Stri
     if items.is_empty() {
         return Err(format!("`{name}` is an empty list"));
     }
-    let read = |(i, item): (usize, &Value)| message(item).map_err(|e| format!("`{name}`[{i}]: {e}"));
-    items.iter().enumerate().map(read).collect()
+    Ok(items)
+}
+
+/// `{from: [a, b], value: [c, d]}` as `[{from: a, value: c}, {from: b, value: d}]`.
+fn transposed(by_field: &Map<String, Value>) -> Option<Vec<Value>> {
+    let columns: Vec<(&String, &Vec<Value>)> =
+        by_field.iter().map(|(k, v)| Some((k, v.as_array()?))).collect::<Option<_>>()?;
+    let n = columns.first()?.1.len();
+    if columns.iter().any(|(_, c)| c.len() != n) {
+        return None;
+    }
+    let row =
+        |i: usize| columns.iter().map(|(k, c)| ((*k).clone(), c[i].clone())).collect::<Map<_, _>>().into();
+    Some((0..n).map(row).collect())
 }
 
 fn message(item: &Value) -> Result<Message, String> {
@@ -108,7 +137,7 @@ impl Names for [(&str, &str)] {
 }
 
 /// A string, a list of text parts (joined as multimodal templates print them: one after the other), or null.
-fn text(value: Option<&Value>, name: &str) -> Result<String, String> {
+pub(super) fn text(value: Option<&Value>, name: &str) -> Result<String, String> {
     match value {
         None | Some(Value::Null) => Ok(String::new()),
         Some(Value::String(s)) => Ok(s.clone()),
@@ -168,7 +197,7 @@ fn parse_arguments(call: &mut Value) -> Result<(), String> {
 const THOUGHT_END: &str = "</think>";
 
 /// ShareGPT's function_call: its value is a call `{"name": …, "arguments": …}` or a list of them, as JSON.
-fn function_call(content: &str) -> Result<Message, String> {
+pub(super) fn function_call(content: &str) -> Result<Message, String> {
     // A thought may stand before the call.
     let thought = content.rfind(THOUGHT_END).map_or(0, |at| at + THOUGHT_END.len());
     let json = content[thought..].find(['{', '[']).map_or(0, |at| thought + at);
@@ -183,21 +212,24 @@ fn function_call(content: &str) -> Result<Message, String> {
         Value::Array(calls) => calls,
         call => vec![call],
     };
-    let mut wrapped = Vec::with_capacity(calls.len());
-    for call in calls {
-        let mut call = json!({"type": "function", "function": call});
-        parse_arguments(&mut call)?;
-        wrapped.push(call);
+    let calls = calls.into_iter().map(|call| json!({"type": "function", "function": call})).collect();
+    Ok(Message { content: thought.into(), ..with_calls(Value::Array(calls))? })
+}
+
+/// A response that only calls tools.
+pub(super) fn with_calls(mut calls: Value) -> Result<Message, String> {
+    for call in calls.as_array_mut().into_iter().flatten() {
+        parse_arguments(call)?;
     }
-    let mut message = Message::assistant(thought);
-    message.extra.insert("tool_calls".into(), Value::Array(wrapped));
+    let mut message = Message::assistant("");
+    message.extra.insert("tool_calls".into(), calls);
     Ok(message)
 }
 
 /// The `tools` field: a list or its JSON text. Bare functions are wrapped as `{"type": "function", "function": …}`,
 /// the shape that templates expect. An empty list stays one: named templates write a system turn for it.
-pub(super) fn tools(fields: &Fields) -> Result<Option<Value>, String> {
-    let value = match fields.get("tools") {
+pub(super) fn tools(value: Option<&Value>) -> Result<Option<Value>, String> {
+    let value = match value {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::String(s)) if s.trim().is_empty() => return Ok(None),
         Some(Value::String(s)) => serde_json::from_str(s).map_err(|e| format!("`tools` is not JSON: {e}"))?,
@@ -211,6 +243,30 @@ pub(super) fn tools(fields: &Fields) -> Result<Option<Value>, String> {
         if bare { json!({"type": "function", "function": tool}) } else { tool }
     };
     Ok(Some(Value::Array(items.into_iter().map(wrap).collect())))
+}
+
+/// The `history` of an instruction: pairs of a question and its answer.
+pub(super) fn history(value: &Value, messages: &mut Vec<Message>) -> Result<(), String> {
+    let parsed: Value;
+    let value = match value {
+        Value::String(text) => {
+            parsed = serde_json::from_str(text).map_err(|e| format!("`history` is not JSON: {e}"))?;
+            &parsed
+        }
+        other => other,
+    };
+    let Value::Array(pairs) = value else {
+        return Err(format!("`history` should be a list of pairs, found {}", kind_of(value)));
+    };
+    for (i, pair) in pairs.iter().enumerate() {
+        let texts = pair.as_array().map(|p| p.iter().map(Value::as_str).collect::<Vec<_>>());
+        let Some([Some(user), Some(answer)]) = texts.as_deref() else {
+            return Err(format!("`history`[{i}] should be a pair of strings [user, answer]"));
+        };
+        messages.push(Message::user(*user));
+        messages.push(Message::assistant(*answer));
+    }
+    Ok(())
 }
 
 /// The `chat_template_kwargs` field.

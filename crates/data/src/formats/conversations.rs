@@ -22,7 +22,7 @@ fn convert(fields: &Fields) -> Result<Record, String> {
         }
         messages.insert(0, Message::system(system));
     }
-    let tools = chat::tools(fields)?;
+    let tools = chat::tools(fields.get("tools"))?;
     Ok(Record::Chat(Conversation {
         tools,
         variables: chat::variables(fields)?,

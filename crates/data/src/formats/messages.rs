@@ -15,7 +15,7 @@ pub(super) const FORMAT: Format = Format {
 
 fn convert(fields: &Fields) -> Result<Record, String> {
     let messages = chat::messages(fields, "messages")?;
-    let tools = chat::tools(fields)?;
+    let tools = chat::tools(fields.get("tools"))?;
     Ok(Record::Chat(Conversation {
         tools,
         variables: chat::variables(fields)?,

@@ -2,6 +2,7 @@
 //! are printed from that list.
 
 mod alpaca;
+mod attributes;
 mod chat;
 mod conversations;
 mod messages;
@@ -15,6 +16,7 @@ use std::fmt::Write;
 use serde_json::{Map, Value};
 
 use crate::error::{DataError, Result, kind_of, nearest};
+use crate::info::{Attributes, Formatting};
 use crate::page::paragraph;
 use crate::read::RawRow;
 use crate::record::Record;
@@ -70,6 +72,30 @@ pub fn format_table() -> String {
         out.push_str(&paragraph("", f.example));
     }
     out
+}
+
+/// The names of everything that a row may be: the formats, and what `dataset_info.json` calls otherwise.
+pub(crate) fn format_names() -> impl Iterator<Item = &'static str> {
+    let more = [Formatting::Sharegpt.name(), Formatting::Openai.name()];
+    FORMATS.iter().map(|f| f.name).chain(more)
+}
+
+/// Converts a row, by what its dataset's entry says of it, or recognised by its fields.
+///
+/// # Errors
+/// As [`recognise`].
+pub fn convert(row: &RawRow, attributes: Option<&Attributes>) -> Result<(&'static str, Record)> {
+    let by_entry = attributes.filter(|a| {
+        let prompt = a.columns.prompt.as_deref().unwrap_or_default();
+        !a.is_silent || row.fields.contains_key(prompt)
+    });
+    let Some(attributes) = by_entry else {
+        return recognise(row).map(|(format, record)| (format.name, record));
+    };
+    let format = attributes.formatting.name();
+    let record = attributes::convert(&row.fields, attributes);
+    let record = record.map_err(|message| DataError::Field { row: row.source.clone(), format, message })?;
+    Ok((format, record))
 }
 
 /// Recognises a row by its fields and converts it.

@@ -34,6 +34,6 @@ fn convert(fields: &Fields) -> Result<Record, String> {
             Message::assistant(string(fields, "completion")?),
         ]),
     };
-    let tools = chat::tools(fields)?;
+    let tools = chat::tools(fields.get("tools"))?;
     Ok(Record::Chat(Conversation { tools, variables: chat::variables(fields)?, ..conversation }))
 }

@@ -15,6 +15,7 @@ const FUEL: u64 = 20_000_000;
 #[derive(Debug)]
 pub struct JinjaTemplate {
     name: String,
+    source: String,
     environment: Environment<'static>,
     has_generation: bool,
     /// Whether it tells a content of null from an empty one.
@@ -40,18 +41,46 @@ impl JinjaTemplate {
         let asks_null = value::asks_for_null(&source);
         let mut environment = python::environment(now);
         environment.set_fuel(Some(FUEL));
-        environment.add_template_owned("chat", source).map_err(|e| TemplateError {
+        environment.add_template_owned("chat", source.clone()).map_err(|e| TemplateError {
             template: name.into(),
             line: e.line(),
             message: message_of(&e),
         })?;
         let variables = variables.into_iter().map(|(k, v)| (k, Value::from(v))).collect();
-        Ok(Self { name: name.into(), environment, has_generation, asks_null, variables })
+        Ok(Self { name: name.into(), source, environment, has_generation, asks_null, variables })
     }
 
     /// Its name in messages.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Everything that decides what it renders, but the conversation and the clock.
+    pub(super) fn identity(&self) -> String {
+        format!("{}{:?}", self.source, self.variables)
+    }
+
+    /// The parts of the date that it prints, as seconds since 1970 that are the same while they are.
+    pub(super) fn date(&self, now: u64) -> Option<u64> {
+        const DAY: u64 = 86_400;
+        // What tells the time of day: `%H` and its like, in any of the formats that it names.
+        let asks_time = |format: &str| {
+            let mut rest = format.split('%').skip(1).map(|r| r.trim_start_matches('-'));
+            rest.any(|r| r.starts_with(['H', 'I', 'M', 'S', 'p', 'c', 'X', 'T', 's', 'f', 'R', 'r']))
+        };
+        let mut calls = self.source.split("strftime_now").skip(1).peekable();
+        calls.peek()?;
+        let literal = |after: &str| {
+            let quoted = after.strip_prefix('(').map(str::trim_start)?;
+            let quote = quoted.chars().next().filter(|c| ['"', '\''].contains(c))?;
+            quoted[1..].split(quote).next().map(str::to_string)
+        };
+        // `strftime_now is defined` asks nothing; a format that is no literal may ask for anything.
+        let by_day = calls.all(|after| match literal(after) {
+            Some(format) => !asks_time(&format),
+            None => !after.starts_with('('),
+        });
+        Some(if by_day { now / DAY * DAY } else { now })
     }
 
     /// Whether it marks the responses itself, by `{% generation %}`.

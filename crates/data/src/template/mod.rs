@@ -79,6 +79,24 @@ impl ChatTemplate {
         }
     }
 
+    /// Everything that decides what it renders, but the conversation and the clock.
+    pub(crate) fn identity(&self) -> String {
+        match self {
+            Self::Jinja(template) => template.identity(),
+            Self::Turns(template) => template.identity(),
+        }
+    }
+
+    /// What it prints of the date (`None` = the clock's), in seconds since 1970 that are the same while that is; `None` if it
+    /// prints nothing of it.
+    pub(crate) fn date(&self, now: Option<u64>) -> Option<u64> {
+        let now = now.unwrap_or_else(python::clock);
+        match self {
+            Self::Jinja(template) => template.date(now),
+            Self::Turns(template) => (template.named().tools == ToolFormat::Llama3).then_some(now / 86_400),
+        }
+    }
+
     /// Tokens that end a response, besides those that the model itself names; empty for a template in Jinja.
     pub fn stop_ids(&self) -> &[u32] {
         match self {

@@ -109,14 +109,14 @@ fn examples(args: &EvalArgs, model: &LoadedModel) -> Result<(Vec<Example>, Vec<S
         ..EncodeOptions::default()
     };
     let data = load_examples(&spec, &*model.tokenizer, &options)?;
-    loratune_train::run::check_fits(&data.train, &[], &model.files, &model.tokenizer)?;
+    loratune_train::data::check_fits(&data.train, &model.files, &model.tokenizer)?;
     let mut warnings = data.report.warnings;
     let cut = data.report.train.truncated_rows;
     if cut > 0 {
         let limit = options.cutoff_len.unwrap_or(0);
         warnings.push(format!("rows cut to {limit} tokens: {}", thousands(cut as u64)));
     }
-    Ok((data.train, warnings))
+    Ok((data.train.to_vec(), warnings))
 }
 
 fn bar(hidden: bool, rows: usize) -> ProgressBar {

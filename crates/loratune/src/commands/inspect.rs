@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 
 use anyhow::Result;
+use loratune_data::read::is_data_file;
 use loratune_data::{DatasetSource, DatasetSpec, EncodeOptions, load_examples};
 use loratune_engine::DType;
 use loratune_model::files::peft::{self, AdapterConfig, ModuleNames, TokenIndices};
@@ -20,16 +20,15 @@ pub fn run(args: &InspectArgs, global: &Global) -> Result<()> {
     start_threads(global)?;
     let path = &args.path;
     let has = |name: &str| path.join(name).is_file();
-    let ending = |p: &Path| p.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     if has("adapter_config.json") {
         return adapter(args);
     }
-    let is_data = |p: &Path| ["json", "jsonl"].contains(&ending(p).as_str());
     let data_folder = || {
         let mut entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-        entries.any(|e| is_data(&e.path()))
+        // A folder of several splits holds no file of rows itself.
+        has("dataset_dict.json") || entries.any(|e| is_data_file(&e.path()))
     };
-    if !has("config.json") && ((path.is_file() && is_data(path)) || (path.is_dir() && data_folder())) {
+    if !has("config.json") && ((path.is_file() && is_data_file(path)) || (path.is_dir() && data_folder())) {
         return dataset(args);
     }
     // Also where there is nothing: opening a model says so, with near names.

@@ -129,7 +129,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 
 fn examples(model: &LoadedModel, path: &Path) -> Result<Vec<Example>> {
     let spec = DatasetSpec { train: vec![DatasetSource::new(path)], ..DatasetSpec::default() };
-    Ok(load_examples(&spec, &*model.tokenizer, &EncodeOptions::default())?.train)
+    Ok(load_examples(&spec, &*model.tokenizer, &EncodeOptions::default())?.train.to_vec())
 }
 
 /// How well a model does the task.

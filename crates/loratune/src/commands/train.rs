@@ -102,7 +102,8 @@ fn load_config(front: FrontEnd, args: &RunArgs, global: &Global) -> Result<Loade
 /// What a run is going to do.
 #[derive(Debug, Serialize)]
 struct Plan {
-    examples: usize,
+    /// `None` of a stream.
+    examples: Option<usize>,
     eval_examples: usize,
     rows_per_epoch: usize,
     steps_per_epoch: u64,
@@ -122,7 +123,7 @@ impl Plan {
         let (trained, all) = prepared.parameters();
         let stored = if dtypes(&prepared.config).weights == DType::BF16 { 2 } else { 4 };
         Plan {
-            examples: prepared.feed.train.len(),
+            examples: prepared.feed.examples(),
             eval_examples: prepared.feed.eval.len(),
             rows_per_epoch: prepared.feed.rows_per_epoch(),
             steps_per_epoch: prepared.feed.steps_per_epoch(),

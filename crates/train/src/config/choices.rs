@@ -94,6 +94,33 @@ choices! {
 }
 
 choices! {
+    /// How several datasets become one (`mix_strategy`).
+    MixStrategy {
+        /// One after the other.
+        Concat = "concat",
+        /// By turns, until the first is used up.
+        Under = "interleave_under",
+        /// By turns, until the last is used up; the others begin again.
+        Over = "interleave_over",
+        /// By turns, until the last is used up; the others are left out.
+        Once = "interleave_once",
+    }
+    not_yet []
+}
+
+impl MixStrategy {
+    /// As the data crate calls it.
+    pub fn mix(self) -> loratune_data::Mix {
+        match self {
+            MixStrategy::Concat => loratune_data::Mix::Concat,
+            MixStrategy::Under => loratune_data::Mix::InterleaveUnder,
+            MixStrategy::Over => loratune_data::Mix::InterleaveOver,
+            MixStrategy::Once => loratune_data::Mix::InterleaveOnce,
+        }
+    }
+}
+
+choices! {
     /// When to evaluate (`eval_strategy`).
     EvalStrategy {
         /// Never.
@@ -244,6 +271,31 @@ impl Field for Init {
             Init::Random => Value::Bool(false),
             other => Value::Str(other.name()),
         }
+    }
+}
+
+/// What named templates do with thoughts (`enable_thinking`); `None` is LLaMA-Factory's null.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thinking(pub Option<bool>);
+
+impl Field for Thinking {
+    fn expected() -> String {
+        "true, false or `none`".into()
+    }
+    fn parse(value: &Value) -> Result<Self, Problem> {
+        match value {
+            Value::Bool(on) => Ok(Thinking(Some(*on))),
+            Value::Str(s) => match s.trim().to_ascii_lowercase().as_str() {
+                "true" => Ok(Thinking(Some(true))),
+                "false" => Ok(Thinking(Some(false))),
+                "none" => Ok(Thinking(None)),
+                _ => Err(Problem::Type),
+            },
+            _ => Err(Problem::Type),
+        }
+    }
+    fn to_value(&self) -> Value {
+        self.0.map_or_else(|| Value::Str("none".into()), Value::Bool)
     }
 }
 

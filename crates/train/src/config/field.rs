@@ -196,6 +196,23 @@ impl Field for Vec<String> {
     }
 }
 
+impl Field for Vec<f64> {
+    const TEXT: bool = true;
+    fn expected() -> String {
+        "a list of numbers, or numbers with commas between them".into()
+    }
+    fn parse(value: &Value) -> Result<Self, Problem> {
+        match value {
+            Value::List(items) if !items.is_empty() => items.iter().map(f64::parse).collect(),
+            Value::Str(s) => s.split(',').map(|w| f64::parse(&Value::Str(w.trim().into()))).collect(),
+            single => Ok(vec![f64::parse(single)?]),
+        }
+    }
+    fn to_value(&self) -> Value {
+        if self.is_empty() { Value::Null } else { Value::List(self.iter().map(Field::to_value).collect()) }
+    }
+}
+
 impl Field for Vec<u64> {
     const ARITY: Arity = Arity::Many;
     fn expected() -> String {

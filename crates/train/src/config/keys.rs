@@ -105,18 +105,33 @@ run_config! {
         freeze_extra_modules: Vec<String> = Vec::new(), LlamaFactory;
     }
     "Data" {
-        /// What to train on: .json or .jsonl files or folders of them, by their path, or by their name in dataset_dir (the
-        /// ending may be left out); a list or with commas.
+        /// What to train on, a list or with commas: entries of dataset_info.json in dataset_dir, paths of files (.json, .jsonl,
+        /// .csv, .tsv, .parquet, .arrow, .txt) or of folders of them, or their names in dataset_dir (the ending may be left out).
         dataset: Vec<String> = Vec::new(), LlamaFactory, required "dataset: data/train.jsonl";
         /// What to evaluate on, written like dataset.
         eval_dataset: Vec<String> = Vec::new(), LlamaFactory;
-        /// Folder in which a dataset that is no path is looked up, as a file or folder of that name.
+        /// Folder with LLaMA-Factory's dataset_info.json, or in which a dataset that is no path is looked up as a file or folder
+        /// of that name; `ONLINE` takes all names as the hub's, `REMOTE:owner/name` takes dataset_info.json from there.
         dataset_dir: String = "data".into(), LlamaFactory;
         /// Chat template: a name, or nothing for the model's own.
         template: Option<String> = None, LlamaFactory, alias "chat_template_path", words "the model's own";
+        /// The system text of conversations without one, in place of the template's own.
+        default_system: Option<String> = None, LlamaFactory, words "the template's";
+        /// How a named template describes tools and their calls, if not in its own way, such as `default`, `glm4`, `llama3`,
+        /// `mistral` or `qwen`.
+        tool_format: Option<String> = None, LlamaFactory, words "the template's";
+        /// What templates of reasoning models do with responses that hold no thought: train an empty one (`true`), or make it
+        /// part of the prompt, taking thoughts out (`false`) or leaving them (`none`, LLaMA-Factory's null). The model's own
+        /// template is given the value if it is set.
+        enable_thinking: Option<Thinking> = None, LlamaFactory, words "true for named templates";
+        /// Keep the thoughts of earlier turns in prompts and with mask_history.
+        preserve_thinking: bool = false, LlamaFactory;
         /// Most tokens of a row, or of a pack.
         cutoff_len: u64 = 2048, LlamaFactory, alias "max_seq_length", alias "max_length", rule ROW_TOKENS,
             differs "max_length" "taken as TRL's, the most tokens of a row; in LLaMA-Factory it is the most of an answer";
+        /// Divide cutoff_len between prompt and response in proportion, but keep so many tokens of the response: the rule of
+        /// LLaMA-Factory up to 0.7.1, whose default was 1. Left out, its rule since: a side below half is kept whole.
+        reserved_label_len: Option<u64> = None, LlamaFactory, rule AT_LEAST_1, words "the later rule";
         /// Train on prompts too.
         train_on_prompt: bool = false, LlamaFactory;
         /// Train on the last turn only.
@@ -130,6 +145,22 @@ run_config! {
         max_samples: Option<u64> = None, LlamaFactory, rule ALL_ROWS;
         /// Hold rows out for evaluation: a share below 1 or a number of rows.
         val_size: f64 = 0.0, LlamaFactory, rule VAL_SIZE;
+        /// How several datasets become one: one after the other (`concat`), or by turns until the first is used up
+        /// (`interleave_under`), until the last is while the others begin again (`interleave_over`) or are left out
+        /// (`interleave_once`).
+        mix_strategy: MixStrategy = MixStrategy::Concat, LlamaFactory;
+        /// With interleaving: how often each dataset is drawn, in relation to the others.
+        interleave_probs: Vec<f64> = Vec::new(), LlamaFactory, words "by turns";
+        /// Read, tokenise and shuffle rows while training, without keeping them: for data larger than memory and disk. Needs
+        /// max_steps.
+        streaming: bool = false, LlamaFactory;
+        /// With streaming: rows among which the next one is drawn.
+        buffer_size: u64 = 16384, LlamaFactory, rule AT_LEAST_1;
+        /// Tokenise anew what is kept from an earlier run, and replace it. Rows of datasets of a megabyte and more are kept in
+        /// `loratune/tokenized` in HF_HOME, XDG_CACHE_HOME or ~/.cache.
+        overwrite_cache: bool = false, LlamaFactory;
+        /// Evaluate each eval_dataset by itself too, as `eval_NAME_loss`; eval_loss is over all of them.
+        eval_on_each_dataset: bool = false, LlamaFactory;
         /// Threads for tokenising.
         preprocessing_num_workers: Option<u64> = None, LlamaFactory, alias "dataset_num_proc", rule AT_LEAST_1, words "threads";
     }

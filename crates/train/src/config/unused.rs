@@ -86,6 +86,11 @@ fn by_other_keys(c: &RunConfig) -> Unused {
             "lr_scheduler_type is constant; constant_with_warmup warms up",
         ));
     }
+    if !c.streaming {
+        unused.push((&["buffer_size"], "streaming is off: whole epochs are shuffled"));
+    } else if c.disable_shuffling {
+        unused.push((&["buffer_size"], "disable_shuffling keeps the order"));
+    }
     if c.max_steps.0.is_some() {
         unused.push((&["num_train_epochs"], "max_steps sets the length"));
     }

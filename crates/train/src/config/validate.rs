@@ -5,7 +5,7 @@ use super::field::{Iterations, Limit, LogSteps, Resume, Steps, Targets};
 use super::keys::{KEYS, RunConfig};
 use super::registry::Key;
 use super::value::Value;
-use super::{BaseDtype, EvalStrategy, Finetuning, Loaded, NewTokens, SaveStrategy};
+use super::{BaseDtype, EvalStrategy, Finetuning, Loaded, MixStrategy, NewTokens, SaveStrategy};
 use crate::schedule::{Schedule, ScheduleError};
 use loratune_model::adapter::Init;
 
@@ -303,6 +303,25 @@ impl Loaded {
                 &["train_on_prompt", "mask_history"],
                 "one trains on earlier turns, the other does not",
             );
+        }
+        let interleaves = c.mix_strategy != MixStrategy::Concat;
+        if !c.interleave_probs.is_empty() && !interleaves {
+            return self.conflict(
+                &["interleave_probs", "mix_strategy"],
+                "weights go with interleave_under, interleave_over or interleave_once",
+            );
+        }
+        if c.streaming && c.max_steps.0.is_none() {
+            return self.conflict(&["streaming", "max_steps"], "a stream has no end: set max_steps");
+        }
+        if c.streaming && c.val_size.fract() != 0.0 {
+            return self.conflict(
+                &["streaming", "val_size"],
+                "a stream has no length: give val_size as a number of rows",
+            );
+        }
+        if c.eval_on_each_dataset && c.eval_dataset.is_empty() {
+            return self.conflict(&["eval_on_each_dataset", "eval_dataset"], "there is no eval_dataset");
         }
         Ok(())
     }

@@ -145,6 +145,11 @@ impl TurnTemplate {
         self.eos.as_ref()
     }
 
+    /// Everything that decides what it writes, but the conversation and the clock.
+    pub(in super::super) fn identity(&self) -> String {
+        format!("{:?}", Self { now: None, ..self.clone() })
+    }
+
     /// Every token that ends a response.
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids

@@ -1,0 +1,134 @@
+//! Tables, columns and text as datasets, read back from what other tools wrote.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use common::bundle;
+use loratune_data::read::read_source;
+use loratune_data::{DatasetSource, DatasetSpec, EncodeOptions, load_examples};
+use parquet::arrow::ArrowWriter;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+fn rows(path: &Path) -> Vec<Value> {
+    let rows = read_source(&DatasetSource::new(path)).unwrap_or_else(|e| panic!("{e}"));
+    rows.into_iter().map(|r| Value::Object(r.fields)).collect()
+}
+
+fn batch() -> RecordBatch {
+    let texts: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), None, Some("ü\n\"c\"")]));
+    let numbers: ArrayRef = Arc::new(Int64Array::from(vec![1, 2, 3]));
+    RecordBatch::try_from_iter([("text", texts), ("n", numbers)]).unwrap()
+}
+
+fn expected() -> Vec<Value> {
+    vec![json!({"text": "a", "n": 1}), json!({"text": null, "n": 2}), json!({"text": "ü\n\"c\"", "n": 3})]
+}
+
+#[test]
+fn parquet_and_both_kinds_of_arrow_files_are_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("d.parquet");
+    let mut writer =
+        ArrowWriter::try_new(std::fs::File::create(&path).unwrap(), batch().schema(), None).unwrap();
+    writer.write(&batch()).unwrap();
+    writer.close().unwrap();
+    assert_eq!(rows(&path), expected());
+
+    let path = folder.path().join("stream.arrow");
+    let file = std::fs::File::create(&path).unwrap();
+    let mut writer = arrow_ipc::writer::StreamWriter::try_new(file, &batch().schema()).unwrap();
+    writer.write(&batch()).unwrap();
+    writer.write(&batch()).unwrap();
+    writer.finish().unwrap();
+    assert_eq!(rows(&path), [expected(), expected()].concat());
+    let places = read_source(&DatasetSource::new(&path)).unwrap();
+    assert_eq!(places[4].source.to_string(), format!("{}, row 5", path.display()));
+
+    let path = folder.path().join("file.arrow");
+    let file = std::fs::File::create(&path).unwrap();
+    let mut writer = arrow_ipc::writer::FileWriter::try_new(file, &batch().schema()).unwrap();
+    writer.write(&batch()).unwrap();
+    writer.finish().unwrap();
+    assert_eq!(rows(&path), expected());
+}
+
+#[test]
+fn tables_and_text_are_rows_with_their_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let csv = write("d.csv", "\u{feff}question,answer\n\"a, \"\"b\"\"\nc\",d\r\ne,\n");
+    assert_eq!(
+        rows(&csv),
+        [json!({"question": "a, \"b\"\nc", "answer": "d"}), json!({"question": "e", "answer": ""})]
+    );
+    let second = read_source(&DatasetSource::new(&csv)).unwrap()[1].source.to_string();
+    assert_eq!(second, format!("{}, row 2", csv.display()));
+    assert_eq!(rows(&write("d.tsv", "text\tn\na,b\t1\n")), [json!({"text": "a,b", "n": "1"})]);
+    assert_eq!(rows(&write("d.txt", "one\r\n\n  two\n")), [json!({"text": "one"}), json!({"text": "  two"})]);
+}
+
+#[test]
+fn a_table_s_cell_may_hold_a_conversation_as_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("d.csv");
+    let messages = json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]);
+    let cell = messages.to_string().replace('"', "\"\"");
+    std::fs::write(&path, format!("messages\n\"{cell}\"\n")).unwrap();
+    let spec = DatasetSpec { train: vec![DatasetSource::new(&path)], ..DatasetSpec::default() };
+    let options = EncodeOptions { template: Some("chatml".into()), ..EncodeOptions::default() };
+    let data = load_examples(&spec, &bundle("tokenizer", json!({})), &options).unwrap();
+    assert_eq!(data.report.formats, [("messages".to_string(), 1)]);
+}
+
+/// Nested columns, lists by field, splits: as pyarrow and `datasets` write them.
+#[test]
+fn what_datasets_saves_is_read() {
+    let Some(python) = std::env::var_os("LORATUNE_PYTHON") else {
+        println!("skipped: LORATUNE_PYTHON is not set");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"
+import sys
+try:
+    from datasets import Dataset, DatasetDict
+except ImportError:
+    print("no datasets"); sys.exit(0)
+folder = sys.argv[1]
+rows = [{"messages": [{"role": "user", "content": str(i)}, {"role": "assistant", "content": "é" * i}], "n": [1.5, None], "d": {"a": i}}
+        for i in range(1, 6)]
+data = Dataset.from_list(rows)
+data.save_to_disk(folder + "/one", num_shards=2)
+DatasetDict({"train": data, "test": data.select([4, 0])}).save_to_disk(folder + "/several")
+data.to_parquet(folder + "/d.parquet", batch_size=2)
+print("written")
+"#;
+    let output = Command::new(python).args(["-c", script]).arg(folder.path()).output().unwrap();
+    if !String::from_utf8_lossy(&output.stdout).contains("written") {
+        println!("skipped: that Python has no datasets: {}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    let row = |i: usize| {
+        json!({"messages": [{"role": "user", "content": i.to_string()}, {"role": "assistant", "content": "é".repeat(i)}],
+            "n": [1.5, null], "d": {"a": i}})
+    };
+    let all: Vec<Value> = (1..6).map(row).collect();
+    assert_eq!(rows(&folder.path().join("one")), all);
+    assert_eq!(rows(&folder.path().join("several")), all);
+    assert_eq!(rows(&folder.path().join("d.parquet")), all);
+    let test =
+        DatasetSource { split: Some("test".into()), ..DatasetSource::new(folder.path().join("several")) };
+    assert_eq!(read_source(&test).unwrap().len(), 2);
+    let none = DatasetSource { split: Some("dev".into()), ..test };
+    assert!(
+        read_source(&none).unwrap_err().to_string().contains("there is no split `dev`; it holds train, test")
+    );
+}
