@@ -17,6 +17,10 @@ pub enum Error {
     MissingGradient(String),
     #[error("{0}: a result that needs a gradient was computed on a tape that records none")]
     NotRecorded(&'static str),
+    #[error("{op}: {what} is not implemented on {on} yet; the CPU has it")]
+    Unsupported { op: &'static str, what: String, on: &'static str },
+    #[error("{device}: {what}")]
+    Device { device: String, what: String },
     #[error("{0}")]
     Invalid(String),
 }

@@ -3,10 +3,13 @@
 
 #[doc(hidden)]
 pub mod bench;
+pub mod cuda;
+mod device;
 mod dtype;
 mod error;
 mod gemm;
 mod isa;
+mod kept;
 pub mod ops;
 mod param;
 mod pool;
@@ -16,6 +19,7 @@ mod tape;
 mod tensor;
 mod weight;
 
+pub use device::{ChosenDevice, DeviceChoice};
 pub use dtype::{DType, Element, Real};
 pub use error::{Error, Result};
 pub use isa::{ISA_VARIABLE, Isa, isa};

@@ -1,7 +1,10 @@
 //! Trainable parameters and their gradients.
 
+use std::sync::Arc;
+
+use crate::cuda::{CudaBuffer, CudaDevice};
 use crate::error::{Error, Result, check_shape};
-use crate::{DType, Tensor};
+use crate::{DType, Device, Tensor};
 
 /// Names a trainable parameter of one [`Params`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -74,7 +77,18 @@ impl Params {
     pub fn set(&mut self, id: ParamId, value: Tensor) -> Result<()> {
         let old = &mut self.entries[id.0];
         check_shape("set parameter", &old.name, value.shape(), old.value.shape())?;
-        old.value = value.to_dtype(old.value.dtype());
+        old.value = value.to_dtype(old.value.dtype()).to_device(old.value.device())?;
+        Ok(())
+    }
+
+    /// Moves every parameter to a device.
+    ///
+    /// # Errors
+    /// If the device can't be used or has no room for them.
+    pub fn to_device(&mut self, device: Device) -> Result<()> {
+        for entry in &mut self.entries {
+            entry.value = entry.value.to_device(device)?;
+        }
         Ok(())
     }
 
@@ -117,8 +131,26 @@ impl Gradients {
     }
 
     /// The Euclidean norm of all gradients together, summed in f64 in a fixed order.
-    pub fn norm(&self) -> f64 {
-        self.by_param.iter().flatten().map(sum_of_squares).sum::<f64>().sqrt()
+    ///
+    /// # Errors
+    /// If a device fails.
+    pub fn norm(&self) -> Result<f64> {
+        let mut sum = 0.0;
+        let mut by_device: Vec<(&Arc<CudaDevice>, Vec<&CudaBuffer>)> = Vec::new();
+        for gradient in self.by_param.iter().flatten() {
+            let Some(there) = gradient.cuda() else {
+                sum += sum_of_squares(gradient);
+                continue;
+            };
+            match by_device.iter_mut().find(|(device, _)| Arc::ptr_eq(device, there.device())) {
+                Some((_, gradients)) => gradients.push(there),
+                None => by_device.push((there.device(), vec![there])),
+            }
+        }
+        for (device, gradients) in by_device {
+            sum += crate::ops::elementwise::sum_of_squares(device, &gradients)?;
+        }
+        Ok(sum.sqrt())
     }
 
     /// Multiplies every gradient.
@@ -162,7 +194,7 @@ mod tests {
                 plain += values(n).iter().map(|x| x * x).sum::<f64>();
                 grads.add(id, Tensor::from_vec(values(n), &[n]).unwrap().to_dtype(dtype)).unwrap();
             }
-            assert_eq!(grads.norm(), plain.sqrt(), "{dtype}");
+            assert_eq!(grads.norm().unwrap(), plain.sqrt(), "{dtype}");
         }
     }
 }

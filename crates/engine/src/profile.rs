@@ -1,18 +1,25 @@
 //! Where the time goes, by op: spans around ops, and the arithmetic that products and attention count into them.
 //!
-//! Off unless started; then a span costs two clock readings.
+//! Off unless started; then a span costs two clock readings. Where a card works, its time is taken on its own stream: the host
+//! is ahead of it and reads the marks when the profile is stopped.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use crate::cuda::{CudaDevice, Mark};
+
 static ON: AtomicBool = AtomicBool::new(false);
-static STATE: Mutex<State> = Mutex::new(State { entries: BTreeMap::new(), current: None });
+static STATE: Mutex<State> = Mutex::new(State { entries: BTreeMap::new(), marks: Vec::new(), current: None });
+
+type Op = (&'static str, Pass);
 
 struct State {
-    entries: BTreeMap<(&'static str, Pass), Entry>,
-    current: Option<(&'static str, Pass)>,
+    entries: BTreeMap<Op, Entry>,
+    /// Spans of cards, still to be read.
+    marks: Vec<(Op, [Mark; 2])>,
+    current: Option<Op>,
 }
 
 /// Direction of a pass through an op.
@@ -39,18 +46,36 @@ fn state() -> MutexGuard<'static, State> {
 
 /// Forgets what was counted, and starts counting.
 pub fn start() {
-    state().entries.clear();
+    let mut state = state();
+    state.entries.clear();
+    state.marks.clear();
     ON.store(true, Ordering::Relaxed);
 }
 
 /// Stops counting; what was counted, by op and direction.
 pub fn stop() -> Vec<(&'static str, Pass, Entry)> {
     ON.store(false, Ordering::Relaxed);
-    std::mem::take(&mut state().entries).into_iter().map(|((op, pass), e)| (op, pass, e)).collect()
+    let mut state = state();
+    for (op, [start, end]) in std::mem::take(&mut state.marks) {
+        if let (Some(seconds), Some(entry)) = (start.seconds_to(&end), state.entries.get_mut(&op)) {
+            entry.seconds += seconds;
+        }
+    }
+    std::mem::take(&mut state.entries).into_iter().map(|((op, pass), e)| (op, pass, e)).collect()
 }
 
 /// Counts the time until it is dropped.
-pub(crate) struct Span(Option<(&'static str, Pass, Instant)>);
+pub(crate) struct Span(Option<(Op, Start)>);
+
+enum Start {
+    Host(Instant),
+    Card(Mark),
+}
+
+/// A mark on the card that works, if one does.
+fn mark() -> Option<Mark> {
+    CudaDevice::opened().last().and_then(CudaDevice::mark)
+}
 
 /// Ops do not nest; the outer one of two spans gets the time of both.
 pub(crate) fn span(op: &'static str, pass: Pass) -> Span {
@@ -62,17 +87,24 @@ pub(crate) fn span(op: &'static str, pass: Pass) -> Span {
         return Span(None);
     }
     state.current = Some((op, pass));
-    Span(Some((op, pass, Instant::now())))
+    Span(Some(((op, pass), mark().map_or_else(|| Start::Host(Instant::now()), Start::Card))))
 }
 
 impl Drop for Span {
     fn drop(&mut self) {
-        let Some((op, pass, start)) = self.0 else { return };
+        let Some((op, start)) = self.0.take() else { return };
         let mut state = state();
         state.current = None;
-        let entry = state.entries.entry((op, pass)).or_default();
+        let entry = state.entries.entry(op).or_default();
         entry.calls += 1;
-        entry.seconds += start.elapsed().as_secs_f64();
+        match start {
+            Start::Host(start) => entry.seconds += start.elapsed().as_secs_f64(),
+            Start::Card(start) => {
+                if let Some(end) = mark() {
+                    state.marks.push((op, [start, end]));
+                }
+            }
+        }
     }
 }
 

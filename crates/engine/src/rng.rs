@@ -35,6 +35,11 @@ impl Key {
         self.with(h)
     }
 
+    /// Seed and stream, for kernels that draw the same words.
+    pub(crate) fn halves(self) -> [u64; 2] {
+        [self.seed, self.stream]
+    }
+
     /// Four independent uniform 32-bit words for a counter.
     #[inline]
     pub fn words(self, counter: u64) -> [u32; 4] {

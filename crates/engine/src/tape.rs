@@ -3,10 +3,14 @@
 //! Ops are few and big, and each writes its own backward; the tape knows no mathematics. A value that no trainable
 //! parameter flows into carries no node, is saved by nothing, and costs nothing in the backward pass.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use crate::error::{Error, Result, check_shape};
 use crate::gemm::{Finish, MatMut, Term, Threads, sum_of_products};
+use crate::kept::{Kept, Recipe, User};
+use crate::ops::elementwise;
 use crate::param::{Gradients, ParamId, Params};
 use crate::profile::{self, Pass};
 use crate::rng::Key;
@@ -17,6 +21,7 @@ use crate::{DType, Element, Tensor, dispatch};
 pub struct Var {
     value: Tensor,
     node: Option<usize>,
+    recipe: Option<Arc<Recipe>>,
 }
 
 impl Var {
@@ -33,7 +38,22 @@ impl Var {
     /// Another value whose gradient is this one's, unchanged: this value plus something constant.
     pub(crate) fn shifted(&self, value: Tensor) -> Var {
         debug_assert_eq!(value.shape(), self.value.shape());
-        Var { value, node: self.node }
+        Var { value, node: self.node, recipe: None }
+    }
+
+    /// The same value, computed again where it is needed in the backward pass instead of being kept.
+    pub(crate) fn with_recipe(self, make: impl FnOnce() -> Arc<Recipe>) -> Var {
+        // On the CPU passes over memory cost more than the memory.
+        let recipe = (self.node.is_some() && self.value.cuda().is_some()).then(make);
+        Var { recipe, ..self }
+    }
+
+    /// The value, for an op's backward.
+    pub(crate) fn keep(&self) -> Kept {
+        match &self.recipe {
+            None => Kept::Value(self.value.clone()),
+            Some(recipe) => Kept::Again(User::of(recipe)),
+        }
     }
 }
 
@@ -76,6 +96,17 @@ impl Sink<'_> {
         Ok(())
     }
 
+    /// What has arrived so far, for an op that adds to it in its own pass and [`puts`](Sink::put) it back.
+    pub fn take(&mut self, to: Source) -> Option<Tensor> {
+        to.0.and_then(|i| self.by_node[i].take())
+    }
+
+    pub fn put(&mut self, to: Source, grad: Tensor) {
+        if let Some(i) = to.0 {
+            self.by_node[i] = Some(grad);
+        }
+    }
+
     /// Adds a sum of products `[rows, cols]` to a gradient, in one pass over it.
     pub fn add_products<E: Element>(
         &mut self,
@@ -95,9 +126,21 @@ impl Sink<'_> {
     /// Adds the gradient of some columns of a matrix `[rows, cols]`, from column `first` on.
     pub fn add_columns(&mut self, to: Source, first: usize, cols: usize, grad: &Tensor) -> Result<()> {
         let Some(i) = to.0 else { return Ok(()) };
-        let sum = self.by_node[i].get_or_insert_with(|| Tensor::zeros(grad.dtype(), &[grad.rows(), cols]));
+        let sum = match &mut self.by_node[i] {
+            Some(sum) => sum,
+            empty => empty.insert(grad.zeros_beside(grad.dtype(), &[grad.rows(), cols])?),
+        };
         check_shape("split_columns", "gradient", sum.shape(), &[grad.rows(), cols])?;
         let size = grad.cols();
+        if let (Some(grad_there), Some(sum)) = (grad.cuda(), sum.cuda_mut()?) {
+            sum.pointer_mut();
+            return elementwise::columns(
+                (sum, first, cols),
+                (grad_there, 0, size),
+                [grad.rows(), size],
+                true,
+            );
+        }
         dispatch!(grad.dtype(), E => {
             let (sum, grad) = (sum.slice_mut::<E>()?, grad.slice::<E>()?);
             let rows = sum.par_chunks_mut(cols.max(1)).zip(grad.par_chunks(size.max(1))).with_min_len(16);
@@ -150,7 +193,7 @@ impl<'p> Tape<'p> {
 
     /// A value that gradients stop at.
     pub fn constant(&self, value: Tensor) -> Var {
-        Var { value, node: None }
+        Var { value, node: None, recipe: None }
     }
 
     /// A trainable parameter as a value, for ops that take it like any other input.
@@ -184,10 +227,10 @@ impl<'p> Tape<'p> {
         op: impl FnOnce() -> B,
     ) -> Var {
         if !needs_grad || self.mode == Mode::Infer {
-            return Var { value, node: None };
+            return Var { value, node: None, recipe: None };
         }
         self.nodes.push(Node { op: Some(Box::new(op())), shape: value.shape().to_vec() });
-        Var { value, node: Some(self.nodes.len() - 1) }
+        Var { value, node: Some(self.nodes.len() - 1), recipe: None }
     }
 
     /// Number of ops that were recorded, for tests of what is recorded.

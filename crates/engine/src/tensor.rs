@@ -5,16 +5,42 @@ use std::sync::Arc;
 use half::bf16;
 use rayon::prelude::*;
 
+use crate::cuda::{CudaBuffer, CudaDevice};
 use crate::error::{Error, Result};
 use crate::isa::vectorised;
+use crate::ops::elementwise;
 use crate::pool::{self, Pooled};
 use crate::{DType, Element, Real, dispatch};
 
-/// Where a tensor lives. A CUDA device becomes a second variant (with its ordinal); no code may assume one device.
+/// Where a tensor lives. No code may assume that there is one device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Device {
     #[default]
     Cpu,
+    /// The NVIDIA card of this number.
+    Cuda(usize),
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl Device {
+    /// Waits until the device has done everything that it was asked for.
+    ///
+    /// # Errors
+    /// If it failed at some of it.
+    pub fn synchronize(self) -> Result<()> {
+        match self {
+            Device::Cpu => Ok(()),
+            Device::Cuda(ordinal) => CudaDevice::get(ordinal)?.synchronize(),
+        }
+    }
 }
 
 /// Host storage of a tensor.
@@ -51,6 +77,7 @@ impl Buffer {
 #[derive(Clone, Debug)]
 enum Storage {
     Cpu(Arc<Pooled>),
+    Cuda(Arc<CudaBuffer>),
 }
 
 /// A dense tensor.
@@ -114,12 +141,91 @@ impl Tensor {
     pub fn dtype(&self) -> DType {
         match &self.storage {
             Storage::Cpu(b) => b.buffer().dtype(),
+            Storage::Cuda(b) => b.dtype(),
         }
     }
 
     pub fn device(&self) -> Device {
         match &self.storage {
             Storage::Cpu(_) => Device::Cpu,
+            Storage::Cuda(b) => Device::Cuda(b.device().ordinal()),
+        }
+    }
+
+    /// The host's storage.
+    fn host(&self, op: &'static str) -> Result<&Buffer> {
+        match &self.storage {
+            Storage::Cpu(b) => Ok(b.buffer()),
+            Storage::Cuda(b) => Err(elsewhere(op, b)),
+        }
+    }
+
+    /// The card's storage, if the tensor is on one.
+    pub(crate) fn cuda(&self) -> Option<&Arc<CudaBuffer>> {
+        match &self.storage {
+            Storage::Cpu(_) => None,
+            Storage::Cuda(b) => Some(b),
+        }
+    }
+
+    /// The card that it is on.
+    ///
+    /// # Errors
+    /// If it is on none.
+    pub(crate) fn card(&self) -> Result<&Arc<CudaDevice>> {
+        let nowhere = || Error::Invalid("a tensor is on the CPU where one on a card is needed".into());
+        self.cuda().map(|b| b.device()).ok_or_else(nowhere)
+    }
+
+    /// The same for writing; copied first when another tensor shares it.
+    pub(crate) fn cuda_mut(&mut self) -> Result<Option<&mut CudaBuffer>> {
+        let Storage::Cuda(b) = &mut self.storage else { return Ok(None) };
+        if Arc::get_mut(b).is_none() {
+            *b = Arc::new(b.copy()?);
+        }
+        Ok(Arc::get_mut(b))
+    }
+
+    pub(crate) fn on_cuda(buffer: impl Into<Arc<CudaBuffer>>, shape: &[usize]) -> Tensor {
+        let buffer = buffer.into();
+        debug_assert_eq!(buffer.len(), shape.iter().product::<usize>());
+        Tensor { shape: shape.to_vec(), storage: Storage::Cuda(buffer) }
+    }
+
+    /// The same tensor on a device; itself if it is there.
+    ///
+    /// # Errors
+    /// If the device can't be used or has no room for it.
+    pub fn to_device(&self, device: Device) -> Result<Tensor> {
+        match (device, &self.storage) {
+            (Device::Cpu, Storage::Cpu(_)) => Ok(self.clone()),
+            (Device::Cpu, Storage::Cuda(b)) => {
+                dispatch!(b.dtype(), E => Tensor::from_vec(b.download::<E>()?, &self.shape))
+            }
+            (Device::Cuda(ordinal), Storage::Cuda(b)) if b.device().ordinal() == ordinal => Ok(self.clone()),
+            (Device::Cuda(_), Storage::Cuda(_)) => self.to_device(Device::Cpu)?.to_device(device),
+            (Device::Cuda(ordinal), Storage::Cpu(b)) => {
+                let card = CudaDevice::get(ordinal)?;
+                let there = dispatch!(self.dtype(), E => {
+                    CudaBuffer::of(&card, E::slice(b.buffer()).expect("dispatched on its own type"))?
+                });
+                Ok(Tensor::on_cuda(there, &self.shape))
+            }
+        }
+    }
+
+    /// Zeros of this tensor's type and shape, beside it.
+    pub fn zeros_like(&self) -> Result<Tensor> {
+        self.zeros_beside(self.dtype(), &self.shape)
+    }
+
+    /// Zeros of another type and shape on the same device.
+    pub(crate) fn zeros_beside(&self, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        match self.cuda() {
+            None => Ok(Tensor::zeros(dtype, shape)),
+            Some(b) => {
+                Ok(Tensor::on_cuda(CudaBuffer::zeros(b.device(), dtype, shape.iter().product())?, shape))
+            }
         }
     }
 
@@ -130,16 +236,18 @@ impl Tensor {
     /// The elements on the host.
     ///
     /// # Errors
-    /// If the tensor's type is not `E`.
+    /// If the tensor's type is not `E`, or it is not on the CPU.
     pub fn slice<E: Element>(&self) -> Result<&[E]> {
-        let Storage::Cpu(b) = &self.storage;
-        let b = b.buffer();
+        let b = self.host("slice")?;
         E::slice(b).ok_or(Error::DType { op: "slice", what: "tensor", expected: E::DTYPE, got: b.dtype() })
     }
 
     /// The elements for writing; copies them first when another tensor shares them.
     pub fn slice_mut<E: Element>(&mut self) -> Result<&mut [E]> {
-        let Storage::Cpu(b) = &mut self.storage;
+        let b = match &mut self.storage {
+            Storage::Cpu(b) => b,
+            Storage::Cuda(b) => return Err(elsewhere("slice_mut", b)),
+        };
         let got = b.buffer().dtype();
         E::slice_mut(Arc::make_mut(b).buffer_mut()).ok_or(Error::DType {
             op: "slice_mut",
@@ -167,10 +275,19 @@ impl Tensor {
         self.rows_as::<R>(0, self.rows())
     }
 
-    /// Rows `[start, end)` in the type `R`, borrowed when they already are.
+    /// Rows `[start, end)` in the type `R`, borrowed when they already are. Copied from where they are; should the device
+    /// fail at that, they are not numbers, and its next call returns the error.
     pub(crate) fn rows_as<R: Real>(&self, start: usize, end: usize) -> std::borrow::Cow<'_, [R]> {
-        let Storage::Cpu(buffer) = &self.storage;
-        let buffer = buffer.buffer();
+        let buffer = match &self.storage {
+            Storage::Cpu(buffer) => buffer.buffer(),
+            Storage::Cuda(b) => {
+                let host = self.to_device(Device::Cpu).unwrap_or_else(|e| {
+                    b.device().fail_later(&e);
+                    Tensor::new(vec![f32::NAN; b.len()], &self.shape)
+                });
+                return std::borrow::Cow::Owned(host.rows_as::<R>(start, end).into_owned());
+            }
+        };
         let range = start * self.cols()..end * self.cols();
         if let Some(s) = R::slice(buffer) {
             return std::borrow::Cow::Borrowed(&s[range]);
@@ -187,7 +304,10 @@ impl Tensor {
     /// If the tensor's type is not `E`.
     pub(crate) fn into_vec<E: Element>(self) -> Result<Vec<E>> {
         let got = self.dtype();
-        let Storage::Cpu(buffer) = self.storage;
+        let buffer = match self.storage {
+            Storage::Cpu(buffer) => buffer,
+            Storage::Cuda(b) => return Err(elsewhere("into_vec", &b)),
+        };
         let buffer = Arc::try_unwrap(buffer).map_err(|b| E::slice(b.buffer()).map(|s| map_to_vec(s, |x| x)));
         let elements = match buffer {
             Ok(buffer) => E::vec(buffer.into_buffer()),
@@ -239,6 +359,13 @@ impl Tensor {
         if dtype == self.dtype() {
             return self.clone();
         }
+        if let Some(b) = self.cuda() {
+            let converted = elementwise::convert(b, dtype).map(|b| Tensor::on_cuda(b, &self.shape));
+            return converted.unwrap_or_else(|e| {
+                b.device().fail_later(&e);
+                Tensor::new(vec![f32::NAN; b.len()], &self.shape).to_dtype(dtype)
+            });
+        }
         dispatch!(self.dtype(), E => {
             let data = self.slice::<E>().expect("dispatched on its own type");
             dispatch!(dtype, To => Tensor::new(map_to_vec(data, |x| round::<<E as Element>::Acc, To>(x.to_acc())), &self.shape))
@@ -259,6 +386,10 @@ impl Tensor {
     pub fn add_assign(&mut self, other: &Tensor) -> Result<()> {
         crate::error::check_shape("add", "second operand", other.shape(), self.shape())?;
         let dtype = self.dtype();
+        if let Some(a) = self.cuda_mut()? {
+            elementwise::same_device("add", a, other)?;
+            return other.cuda().map_or(Ok(()), |b| elementwise::add_assign(a, b, 1.0));
+        }
         dispatch!(dtype, E => {
             if other.dtype() == dtype {
                 let b = other.slice::<E>()?;
@@ -272,7 +403,12 @@ impl Tensor {
     }
 
     /// self *= factor, elementwise.
+    /// Should a device fail at that, its next call returns the error.
     pub fn scale_assign(&mut self, factor: f64) {
+        if let Some(device) = self.cuda().map(|b| b.device().clone()) {
+            let scaled = self.cuda_mut().and_then(|x| x.map_or(Ok(()), |x| elementwise::scale(x, factor)));
+            return scaled.unwrap_or_else(|e| device.fail_later(&e));
+        }
         dispatch!(self.dtype(), E => {
             let f = <E as Element>::Acc::of(factor);
             let s = self.slice_mut::<E>().expect("dispatched on its own type");
@@ -282,11 +418,15 @@ impl Tensor {
                     c.iter_mut().for_each(|x| *x = E::from_acc(x.to_acc() * f));
                 });
             });
-        })
+        });
     }
 
     /// True when every element is a finite number.
     pub fn is_finite(&self) -> bool {
+        if self.cuda().is_some() {
+            // Asked only once something is wrong: not worth a kernel.
+            return self.reals::<f32>().iter().all(|x| x.is_finite());
+        }
         dispatch!(self.dtype(), E => {
             let s = self.slice::<E>().expect("dispatched on its own type");
             s.par_chunks(CHUNK).all(|c| {
@@ -303,6 +443,10 @@ impl Tensor {
         if let Some(&bad) = rows.iter().find(|&&r| r >= n) {
             return Err(Error::Index { op: "select_rows", what: "rows", index: bad, size: n });
         }
+        if let Some(b) = self.cuda() {
+            let rows: Vec<u32> = rows.iter().map(|&r| r as u32).collect();
+            return Ok(Tensor::on_cuda(elementwise::gather(b, &rows, d)?, &[rows.len(), d]));
+        }
         dispatch!(self.dtype(), E => {
             let s = self.slice::<E>()?;
             let mut out = Vec::with_capacity(rows.len() * d);
@@ -310,6 +454,10 @@ impl Tensor {
             Ok(Tensor::new(out, &[rows.len(), d]))
         })
     }
+}
+
+fn elsewhere(op: &'static str, b: &CudaBuffer) -> Error {
+    Error::Invalid(format!("{op}: the tensor is on {}, and this is done on the CPU", b.device()))
 }
 
 /// A real in a storage type.

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use half::bf16;
 use rayon::prelude::*;
 
+use crate::cuda::{CudaBuffer, CudaDevice};
 use crate::error::{Error, Result, check_shape};
 use crate::gemm::{Finish, Mat, MatMut, Operand, Term, Threads, sum_of_products};
 use crate::ops::column_sums;
 use crate::param::{ParamId, Params};
 use crate::pool;
 use crate::tensor::map_to_vec;
-use crate::{DType, Element, Real, Tensor, dispatch};
+use crate::{DType, Device, Element, Real, Tensor, dispatch};
 
 /// Rows that a product decodes at a time when the storage is not the type of the arithmetic: small enough that the
 /// decoded block stays in cache, large enough that the product runs at full speed.
@@ -37,6 +38,42 @@ impl FrozenWeight {
     pub fn bytes(&self) -> usize {
         match self {
             FrozenWeight::Dense(t) => t.bytes(),
+        }
+    }
+
+    pub fn device(&self) -> Device {
+        match self {
+            FrozenWeight::Dense(t) => t.device(),
+        }
+    }
+
+    /// The same weight on a device.
+    ///
+    /// # Errors
+    /// If the device can't be used or has no room for it.
+    pub fn to_device(&self, device: Device) -> Result<FrozenWeight> {
+        match self {
+            FrozenWeight::Dense(t) => Ok(FrozenWeight::Dense(t.to_device(device)?)),
+        }
+    }
+
+    /// The card's storage, if it is on one.
+    pub(crate) fn card(&self) -> Option<&Arc<CudaBuffer>> {
+        match self {
+            FrozenWeight::Dense(t) => t.cuda(),
+        }
+    }
+
+    /// The storage on this card.
+    ///
+    /// # Errors
+    /// If it is elsewhere.
+    pub(crate) fn on_card(&self, op: &'static str, device: &Arc<CudaDevice>) -> Result<&Arc<CudaBuffer>> {
+        match self.card() {
+            Some(buffer) if Arc::ptr_eq(buffer.device(), device) => Ok(buffer),
+            _ => {
+                Err(Error::Invalid(format!("{op}: a weight is on {}, the input on {device}", self.device())))
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-use loratune_engine::{DType, profile};
+use loratune_engine::{DType, Device, profile};
 use loratune_model::adapter::{AdapterSpec, Targets};
 use loratune_model::bench::{StepBench, shape, spec};
 use loratune_model::decoder::Dtypes;
@@ -18,7 +18,7 @@ fn main() {
         ..AdapterSpec::default()
     };
     let t = Instant::now();
-    let mut bench = StepBench::new(&model, Dtypes::both(dtype), &adapter, 4, 256, 1).unwrap();
+    let mut bench = StepBench::new(&model, Dtypes::both(dtype), &adapter, 4, 256, 1, Device::Cpu).unwrap();
     println!("built in {:.2} s", t.elapsed().as_secs_f64());
     bench.step().unwrap();
     let n = 4;

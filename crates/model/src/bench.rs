@@ -1,8 +1,8 @@
 //! A training step of a model of some shape with random weights, to be timed.
 
-use loratune_engine::ops::{AdamW, adamw_step};
+use loratune_engine::ops::{AdamW, AdamWSteps};
 use loratune_engine::rng::Key;
-use loratune_engine::{DType, Gradients, Mode, Params, Tape, Tensor};
+use loratune_engine::{DType, Device, Gradients, Mode, Params, Tape, Tensor};
 use serde_json::{Value, json};
 
 use crate::adapter::{AdapterSpec, Start, attach};
@@ -92,13 +92,16 @@ impl StepBench {
         rows: usize,
         length: usize,
         accumulation: usize,
+        device: Device,
     ) -> Result<StepBench> {
         let mut params = Params::new();
         let source = QuickWeights { seed: 0 };
         let mut decoder = Decoder::build(model, &source, dtypes, &mut params, &adapter.trained(model)?)?;
         attach(&mut decoder, &mut params, adapter, Start::Fresh { seed: 0 }, &source)?;
-        let zeros = |id| Tensor::zeros(params.value(id).dtype(), params.value(id).shape());
-        let moments = params.ids().map(|id| [zeros(id), zeros(id)]).collect();
+        decoder.to_device(device)?;
+        params.to_device(device)?;
+        let zeros = |id| params.value(id).zeros_like();
+        let moments = params.ids().map(|id| Ok([zeros(id)?, zeros(id)?])).collect::<Result<_>>()?;
         let key = Key::new(1);
         let ids: Vec<Vec<u32>> = (0..rows)
             .map(|row| {
@@ -109,6 +112,11 @@ impl StepBench {
         let labels: Vec<Vec<i32>> = ids.iter().map(|row| row.iter().map(|&id| id as i32).collect()).collect();
         let batch = Batch::from_labelled(ids.iter().zip(&labels).map(|(i, l)| (&i[..], &l[..])));
         Ok(StepBench { decoder, params, moments, batch, accumulation, step: 0 })
+    }
+
+    /// The adapter's parameters as they are.
+    pub fn params(&self) -> &Params {
+        &self.params
     }
 
     /// Tokens of a step.
@@ -130,13 +138,15 @@ impl StepBench {
             tape.backward(&out.loss, 1.0 / trained, &mut gradients)?;
         }
         gradients.check_complete(&self.params)?;
-        let clip = (1.0 / gradients.norm()).min(1.0);
+        let clip = (1.0 / gradients.norm()?).min(1.0);
         let adamw = AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+        let mut steps = AdamWSteps::default();
         for (id, [m, v]) in self.params.ids().zip(&mut self.moments) {
             if let Some(g) = gradients.get(id) {
-                adamw_step(self.params.value_mut(id), m, v, g, clip, self.step, &adamw)?;
+                steps.step(self.params.value_mut(id), m, v, g, clip, self.step, &adamw)?;
             }
         }
+        steps.finish()?;
         Ok(loss)
     }
 }

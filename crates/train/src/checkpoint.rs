@@ -302,7 +302,7 @@ impl Output {
         };
         replace_dir_atomically(&path, |dir| -> Result<()> {
             trainer.model.save_weights(dir)?;
-            let tensors = trainer.optimizer.tensors(&trainer.model.params);
+            let tensors = trainer.optimizer.tensors(&trainer.model.params)?;
             crate::model::write_tensors(&dir.join(OPTIMIZER), &tensors)?;
             crate::output::trainer_state(trainer, false).save(&dir.join("trainer_state.json"))?;
             write_json(&dir.join(STATE), &state)

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use loratune_engine::{DType, Params, Tensor};
+use loratune_engine::{DType, Device, Params, Tensor};
 use loratune_model::adapter::{self, AdapterSpec, Attached, Form, Start, TokenIndices};
 use loratune_model::decoder::Dtypes;
 use loratune_model::files::atomic::replace_dir_atomically;
@@ -177,6 +177,15 @@ impl TrainedModel {
         })
     }
 
+    /// Moves the weights to where the run computes.
+    ///
+    /// # Errors
+    /// If the device has no room for them.
+    pub fn to_device(&mut self, device: Device) -> Result<()> {
+        self.decoder.to_device(device)?;
+        Ok(self.params.to_device(device)?)
+    }
+
     /// The adapter whose result is its raw factors on a residual model.
     pub(crate) fn raw(&self) -> Option<&Attached> {
         match &self.method {
@@ -206,7 +215,7 @@ impl TrainedModel {
     fn save_whole(&self, dir: &Path, dtype: FileDType) -> Result<()> {
         load::write_model(dir, &self.files, dtype, self.decoder.is_untied(), |name| {
             match self.params.find(name) {
-                Some(id) => Ok(self.params.value(id).clone()),
+                Some(id) => Ok(self.params.value(id).to_device(Device::Cpu)?),
                 None => load::read_f32(&self.files, name),
             }
         })?;

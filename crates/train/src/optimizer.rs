@@ -1,7 +1,7 @@
 //! The optimiser and its parameter groups.
 
-use loratune_engine::ops::{AdamW, adamw_step};
-use loratune_engine::{Gradients, Params, Tensor};
+use loratune_engine::ops::{AdamW, AdamWSteps};
+use loratune_engine::{Device, Error, Gradients, Params, Tensor};
 
 use crate::config::RunConfig;
 
@@ -52,25 +52,25 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    pub fn new(params: &Params, config: &RunConfig) -> Optimizer {
-        let zeros = || {
-            params
-                .ids()
-                .map(|id| Tensor::zeros(params.value(id).dtype(), params.value(id).shape()))
-                .collect::<Vec<_>>()
-        };
-        Optimizer {
+    /// The moments are where the parameters are.
+    ///
+    /// # Errors
+    /// If their device has no room for them.
+    pub fn new(params: &Params, config: &RunConfig) -> Result<Optimizer, Error> {
+        let zeros =
+            || params.ids().map(|id| params.value(id).zeros_like()).collect::<Result<Vec<_>, Error>>();
+        Ok(Optimizer {
             groups: params
                 .ids()
                 .map(|id| group(params.name(id), params.value(id).shape().len(), config))
                 .collect(),
-            m: zeros(),
-            v: zeros(),
+            m: zeros()?,
+            v: zeros()?,
             steps: 0,
             beta1: config.adam_beta1,
             beta2: config.adam_beta2,
             eps: config.adam_epsilon,
-        }
+        })
     }
 
     pub fn steps(&self) -> u64 {
@@ -84,9 +84,10 @@ impl Optimizer {
         grads: &Gradients,
         grad_scale: f64,
         lr: f64,
-    ) -> Result<(), loratune_engine::Error> {
+    ) -> Result<(), Error> {
         grads.check_complete(params)?;
         self.steps += 1;
+        let mut steps = AdamWSteps::default();
         for id in params.ids() {
             let Some(g) = grads.get(id) else { continue };
             let group = self.groups[id.index()];
@@ -98,27 +99,25 @@ impl Optimizer {
                 weight_decay: group.weight_decay,
             };
             let (m, v) = (&mut self.m[id.index()], &mut self.v[id.index()]);
-            adamw_step(params.value_mut(id), m, v, g, grad_scale, self.steps, &o)?;
+            steps.step(params.value_mut(id), m, v, g, grad_scale, self.steps, &o)?;
         }
-        Ok(())
+        steps.finish()
     }
 
-    /// The state as named tensors, for a checkpoint.
-    pub fn tensors(&self, params: &Params) -> Vec<(String, Tensor)> {
-        params
-            .ids()
-            .flat_map(|id| {
-                let (name, i) = (params.name(id), id.index());
-                [
-                    (format!("{name}.exp_avg"), self.m[i].clone()),
-                    (format!("{name}.exp_avg_sq"), self.v[i].clone()),
-                ]
-            })
-            .collect()
+    /// The state as named tensors in the host's memory, for a checkpoint.
+    ///
+    /// # Errors
+    /// If a device fails.
+    pub fn tensors(&self, params: &Params) -> Result<Vec<(String, Tensor)>, Error> {
+        let both = params.ids().flat_map(|id| {
+            let (name, i) = (params.name(id), id.index());
+            [(format!("{name}.exp_avg"), &self.m[i]), (format!("{name}.exp_avg_sq"), &self.v[i])]
+        });
+        both.map(|(name, tensor)| Ok((name, tensor.to_device(Device::Cpu)?))).collect()
     }
 
     /// Takes the state of a checkpoint; `read(name, shape)` gives each tensor.
-    pub fn restore<E>(
+    pub fn restore<E: From<Error>>(
         &mut self,
         params: &Params,
         steps: u64,
@@ -126,8 +125,9 @@ impl Optimizer {
     ) -> Result<(), E> {
         for id in params.ids() {
             let (name, i) = (params.name(id), id.index());
-            self.m[i] = read(&format!("{name}.exp_avg"), self.m[i].shape())?;
-            self.v[i] = read(&format!("{name}.exp_avg_sq"), self.v[i].shape())?;
+            let device = self.m[i].device();
+            self.m[i] = read(&format!("{name}.exp_avg"), self.m[i].shape())?.to_device(device)?;
+            self.v[i] = read(&format!("{name}.exp_avg_sq"), self.v[i].shape())?.to_device(device)?;
         }
         self.steps = steps;
         Ok(())

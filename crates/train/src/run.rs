@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use loratune_data::{DatasetHub, DatasetReport};
+use loratune_engine::{ChosenDevice, Device, DeviceChoice};
 
 use crate::checkpoint::{self, Output, Start};
 use crate::config::{EvalStrategy, RunConfig};
@@ -27,6 +28,8 @@ pub struct Prepared {
     pub report: DatasetReport,
     pub vocabulary: Vocabulary,
     pub start: Start,
+    /// Where it computes.
+    pub device: ChosenDevice,
     output: Output,
     started: u64,
 }
@@ -62,6 +65,7 @@ pub fn prepare(config: RunConfig) -> Result<Prepared> {
 /// As [`prepare`].
 pub fn prepare_with(config: RunConfig, hub: Option<&dyn DatasetHub>) -> Result<Prepared> {
     let (output, start) = Output::inspect(&config)?;
+    let mut device = config.device.open()?;
     let started = match &start {
         Start::Resume(path) => checkpoint::started(path)?,
         Start::Fresh => {
@@ -77,8 +81,18 @@ pub fn prepare_with(config: RunConfig, hub: Option<&dyn DatasetHub>) -> Result<P
     };
     let mut model = TrainedModel::open(&config, files, tokenizer, checkpoint)?;
     model.own_tokenizer = vocabulary.own_tokenizer;
+    if let (true, Some(what)) = (device.device != Device::Cpu, model.decoder.card_lacks()) {
+        let why = format!("{what} are not on NVIDIA cards yet");
+        if config.device != DeviceChoice::Auto {
+            return Err(Error::Invalid(format!(
+                "device is `{}`: {why}; device: cpu trains them",
+                config.device
+            )));
+        }
+        device = ChosenDevice { device: Device::Cpu, why_cpu: Some(why) };
+    }
     vocabulary.notes.extend(vocabulary::untrained_note(&config, &vocabulary, &model));
-    Ok(Prepared { config, model, feed, report, vocabulary, start, output, started })
+    Ok(Prepared { config, model, feed, report, vocabulary, start, device, output, started })
 }
 
 pub(crate) fn pool(threads: usize) -> Result<rayon::ThreadPool> {
@@ -146,6 +160,7 @@ impl Prepared {
 
     fn run_here(&mut self, observer: &mut dyn Observer) -> Result<Outcome> {
         let config = &self.config;
+        self.model.to_device(self.device.device)?;
         self.output.begin(&self.start)?;
         let mut trainer = Trainer::new(config, &self.feed, &self.output, &mut self.model, self.started)?;
         let resumed_at = match &self.start {

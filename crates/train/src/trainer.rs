@@ -101,7 +101,7 @@ impl<'a> Trainer<'a> {
         let epoch = feed.steps_per_epoch();
         let logging = config.logging_steps.resolve(total, feed.batches_to_log_by());
         Ok(Trainer {
-            optimizer: Optimizer::new(&model.params, config),
+            optimizer: Optimizer::new(&model.params, config)?,
             progress: Progress::default(),
             schedule: config.schedule().map_err(|e| Error::Invalid(e.to_string()))?,
             total,
@@ -206,7 +206,7 @@ impl<'a> Trainer<'a> {
             tape.backward(&out.loss, per_token, &mut grads)?;
         }
         let loss = loss * per_token;
-        let grad_norm = grads.norm();
+        let grad_norm = grads.norm()?;
         if !grad_norm.is_finite() {
             let place = grads.first_non_finite(&self.model.params);
             let place = place.map_or_else(

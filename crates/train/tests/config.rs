@@ -341,8 +341,9 @@ fn wrong_values_name_line_key_value_and_expectation() {
         ),
         (
             "",
-            &["device=cuda"],
-            "override device=cuda: device is `cuda`: loratune does not have it yet; it has cpu",
+            &["device=mps"],
+            "override device=mps: device is `mps`: loratune does not have it yet; it has auto, cpu, cuda, or cuda:N for the card of \
+             that number",
         ),
     ] {
         assert_eq!(refusal(extra, overrides), want);

@@ -1,3 +1,4 @@
+use super::elementwise::{self, on};
 use crate::error::{Result, check_shape};
 use crate::profile::{self, Pass};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
@@ -37,12 +38,17 @@ pub fn add(tape: &mut Tape<'_>, a: &Var, b: &Var) -> Result<Var> {
 pub fn add_scaled(tape: &mut Tape<'_>, a: &Var, b: &Var, factor: f64) -> Result<Var> {
     let _span = profile::span("add", Pass::Forward);
     check_shape("add", "second operand", b.value().shape(), a.value().shape())?;
-    let y = dispatch!(a.value().dtype(), E => {
-        let (x, y) = (a.value().slice::<E>()?, b.value().slice::<E>()?);
-        let f = <E as Element>::Acc::of(factor);
-        let sum = crate::tensor::map2_to_vec(x, y, |x, y| E::from_acc(x.to_acc() + f * y.to_acc()));
-        Tensor::new(sum, a.value().shape())
-    });
+    let y = if let Some(x) = a.value().cuda() {
+        let y = on("add", "second operand", b.value(), x.device(), x.dtype())?;
+        Tensor::on_cuda(elementwise::add(x, y, factor)?, a.value().shape())
+    } else {
+        dispatch!(a.value().dtype(), E => {
+            let (x, y) = (a.value().slice::<E>()?, b.value().slice::<E>()?);
+            let f = <E as Element>::Acc::of(factor);
+            let sum = crate::tensor::map2_to_vec(x, y, |x, y| E::from_acc(x.to_acc() + f * y.to_acc()));
+            Tensor::new(sum, a.value().shape())
+        })
+    };
     let needs = a.needs_grad() || b.needs_grad();
     Ok(tape.record(y, needs, || AddBackward { a: a.source(), b: b.source(), factor }))
 }

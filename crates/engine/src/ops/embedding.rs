@@ -1,3 +1,5 @@
+pub(super) mod cuda;
+
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -25,6 +27,12 @@ impl Backward for EmbeddingBackward {
         "embedding"
     }
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
+        if let Some(there) = dy.cuda() {
+            let Some(id) = self.table.param() else { return Ok(()) };
+            let &[vocabulary, d] = grads.params.value(id).shape() else { return Ok(()) };
+            let table = cuda::backward(there, &self.ids, [vocabulary, d], self.scale, self.padding)?;
+            return grads.add_param(id, Tensor::on_cuda(table, &[vocabulary, d]));
+        }
         dispatch_real!(dy.dtype(), R => self.run::<R>(dy, grads))
     }
 }
@@ -121,8 +129,19 @@ pub fn embedding(
 ) -> Result<Var> {
     let _span = profile::span("embedding", Pass::Forward);
     let w = table.resolve(tape.params());
-    let (y, dora) =
-        dispatch_real!(dtype, R => forward::<R>(tape.params(), ids, table, &w, adapter, scale, dtype)?);
+    let (y, dora) = match w.card() {
+        Some(there) => {
+            cuda::check(adapter)?;
+            let (vocabulary, d) = w.matrix("embedding")?;
+            (
+                Tensor::on_cuda(cuda::forward(there, ids, [vocabulary, d], scale, dtype)?, &[ids.len(), d]),
+                None,
+            )
+        }
+        None => {
+            dispatch_real!(dtype, R => forward::<R>(tape.params(), ids, table, &w, adapter, scale, dtype)?)
+        }
+    };
     let TableAdapter { lora, rows } = adapter;
     if lora.is_none() && rows.is_none() && table.param().is_none() {
         return Ok(tape.constant(y));

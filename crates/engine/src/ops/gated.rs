@@ -1,7 +1,10 @@
+pub(super) mod cuda;
+
 use rayon::prelude::*;
 
 use crate::error::{Result, check_shape};
 use crate::isa::vectorised;
+use crate::ops::elementwise::on;
 use crate::pool;
 use crate::profile::{self, Pass};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
@@ -120,9 +123,17 @@ impl Backward for GatedBackward {
         "gated"
     }
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
-        let (dgate, dup) = dispatch!(dy.dtype(), E => {
-            dispatch_curve!(self.activation, A => backward::<E, A>(&self.gate, &self.up, &dy)?)
-        });
+        let (dgate, dup) = match self.gate.cuda() {
+            Some(gate) => {
+                let there = |what, t| on("gated", what, t, gate.device(), gate.dtype());
+                let (up, dy) = (there("up", &self.up)?, there("the output's gradient", &dy)?);
+                let gradients = cuda::backward(gate, up, dy, self.activation)?;
+                gradients.map(|g| Tensor::on_cuda(g, self.gate.shape())).into()
+            }
+            None => dispatch!(dy.dtype(), E => {
+                dispatch_curve!(self.activation, A => backward::<E, A>(&self.gate, &self.up, &dy)?)
+            }),
+        };
         grads.add(self.gate_source, dgate)?;
         grads.add(self.up_source, dup)
     }
@@ -167,17 +178,24 @@ fn backward<E: Element, A: Curve>(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Re
 pub fn gated(tape: &mut Tape<'_>, gate: &Var, up: &Var, activation: Activation) -> Result<Var> {
     let _span = profile::span("gated", Pass::Forward);
     check_shape("gated", "up", up.value().shape(), gate.value().shape())?;
-    let y = dispatch!(gate.value().dtype(), E => {
-        let (g, u) = (gate.value().slice::<E>()?, up.value().slice::<E>()?);
-        let y = dispatch_curve!(activation, A => forward::<E, A>(g, u));
-        Tensor::new(y, gate.value().shape())
-    });
+    let y = match gate.value().cuda() {
+        Some(there) => {
+            let up = on("gated", "up", up.value(), there.device(), there.dtype())?;
+            Tensor::on_cuda(cuda::forward(there, up, activation)?, gate.value().shape())
+        }
+        None => dispatch!(gate.value().dtype(), E => {
+            let (g, u) = (gate.value().slice::<E>()?, up.value().slice::<E>()?);
+            let y = dispatch_curve!(activation, A => forward::<E, A>(g, u));
+            Tensor::new(y, gate.value().shape())
+        }),
+    };
     let needs = gate.needs_grad() || up.needs_grad();
-    Ok(tape.record(y, needs, || GatedBackward {
+    let y = tape.record(y, needs, || GatedBackward {
         gate_source: gate.source(),
         up_source: up.source(),
         gate: gate.value().clone(),
         up: up.value().clone(),
         activation,
-    }))
+    });
+    Ok(y.with_recipe(|| cuda::recipe([gate.value(), up.value()], activation)))
 }

@@ -8,6 +8,7 @@ mod adamw;
 mod add;
 mod attention;
 mod cast;
+pub(crate) mod elementwise;
 mod embedding;
 mod gated;
 mod linear;
@@ -20,7 +21,7 @@ mod softcap;
 mod softmax;
 mod split;
 
-pub use adamw::{AdamW, adamw_step};
+pub use adamw::{AdamW, AdamWSteps, adamw_step};
 pub use add::{add, add_scaled};
 pub use attention::{AttentionConfig, Documents, KvCache, attention, attention_cached};
 pub use cast::cast;
@@ -34,3 +35,17 @@ pub use norm::{RmsNorm, rms_norm};
 pub use rope::{RopeTable, rope};
 pub use rows::{TableAdapter, TrainedRows};
 pub use split::split_columns;
+
+/// The sources of all kernels.
+pub(crate) static KERNELS: &[&crate::cuda::Source] = &[
+    &elementwise::SOURCE,
+    &adamw::cuda::SOURCE,
+    &attention::cuda::PLAIN,
+    &attention::cuda::FLASH,
+    &embedding::cuda::SOURCE,
+    &gated::cuda::SOURCE,
+    &linear::cuda::SOURCE,
+    &loss::cuda::SOURCE,
+    &norm::cuda::SOURCE,
+    &rope::cuda::SOURCE,
+];

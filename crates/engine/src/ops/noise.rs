@@ -24,9 +24,12 @@ pub fn uniform_noise(tape: &mut Tape<'_>, x: &Var, magnitudes: &[f64]) -> Result
         return Ok(x.clone());
     }
     let Some(key) = tape.next_key() else { return Ok(x.clone()) };
-    let y = dispatch!(x.value().dtype(), E => {
-        Tensor::new(noisy(x.value().slice::<E>()?, x.value().cols(), magnitudes, key), x.value().shape())
-    });
+    let y = match x.value().cuda() {
+        Some(there) => Tensor::on_cuda(super::elementwise::noise(there, magnitudes, key)?, x.value().shape()),
+        None => dispatch!(x.value().dtype(), E => {
+            Tensor::new(noisy(x.value().slice::<E>()?, x.value().cols(), magnitudes, key), x.value().shape())
+        }),
+    };
     Ok(x.shifted(y))
 }
 

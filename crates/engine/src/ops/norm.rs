@@ -1,3 +1,5 @@
+pub(super) mod cuda;
+
 use num_traits::Float;
 use rayon::prelude::*;
 
@@ -19,16 +21,20 @@ pub struct RmsNorm {
 impl RmsNorm {
     /// offset + w, and the size of the groups that it is for.
     fn weight<R: Real>(&self, w: &Weight, params: &Params, cols: usize) -> Result<(Vec<R>, usize)> {
-        let shape = w.resolve(params).shape().to_vec();
-        let &[d] = &shape[..] else { return Err(misfit(&shape, cols)) };
-        if d == 0 || !cols.is_multiple_of(d) {
-            return Err(misfit(&shape, cols));
-        }
+        let d = group(w.resolve(params).shape(), cols)?;
         let mut w = w.vector::<R>(params, "rms_norm", d)?;
         if self.offset != 0.0 {
             w.iter_mut().for_each(|w| *w += R::of(self.offset));
         }
         Ok((w, d))
+    }
+}
+
+/// The size of the groups that a weight is for.
+fn group(weight: &[usize], cols: usize) -> Result<usize> {
+    match weight {
+        &[d] if d > 0 && cols.is_multiple_of(d) => Ok(d),
+        _ => Err(misfit(weight, cols)),
     }
 }
 
@@ -55,6 +61,9 @@ impl Backward for RmsNormBackward {
         "rms_norm"
     }
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
+        if let Some(x) = self.x.cuda().cloned() {
+            return cuda::backward(*self, &dy, &x, grads);
+        }
         dispatch!(dy.dtype(), E => self.run::<E>(dy, grads))
     }
 }
@@ -125,19 +134,29 @@ fn backward_rows<E: Element>(
 /// If w is not a vector, or its length does not divide the rows.
 pub fn rms_norm(tape: &mut Tape<'_>, x: &Var, weight: &Weight, config: RmsNorm) -> Result<Var> {
     let _span = profile::span("rms_norm", Pass::Forward);
-    let (y, rstd) = dispatch!(x.value().dtype(), E => {
-        let (w, _) = config.weight::<<E as Element>::Acc>(weight, tape.params(), x.value().cols())?;
-        forward::<E>(x.value(), &w, config.eps)?
-    });
+    let (y, rstd) = match x.value().cuda() {
+        Some(there) => {
+            let w = weight.resolve(tape.params());
+            group(w.shape(), x.value().cols())?;
+            let (y, rstd) = cuda::forward(there, w.on_card("rms_norm", there.device())?, &config)?;
+            let groups = rstd.len();
+            (Tensor::on_cuda(y, x.value().shape()), Tensor::on_cuda(rstd, &[groups]))
+        }
+        None => dispatch!(x.value().dtype(), E => {
+            let (w, _) = config.weight::<<E as Element>::Acc>(weight, tape.params(), x.value().cols())?;
+            forward::<E>(x.value(), &w, config.eps)?
+        }),
+    };
     debug_assert_eq!(y.dtype().compute() == DType::F64, rstd.dtype() == DType::F64);
     let needs = x.needs_grad() || weight.param().is_some();
-    Ok(tape.record(y, needs, || RmsNormBackward {
+    let y = tape.record(y, needs, || RmsNormBackward {
         x_source: x.source(),
         x: x.value().clone(),
         rstd,
         weight: weight.clone(),
         config,
-    }))
+    });
+    Ok(y.with_recipe(|| cuda::recipe(x.value(), weight.resolve(tape.params()), config)))
 }
 
 /// Partial sums of a row, so that they vectorise; their order is fixed.

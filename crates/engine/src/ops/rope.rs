@@ -1,3 +1,5 @@
+pub(super) mod cuda;
+
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -82,11 +84,15 @@ impl Backward for RopeBackward {
 
 fn rotate<E: Element>(
     x: &Tensor,
-    table: &RopeTable,
-    positions: &[u32],
+    table: &Arc<RopeTable>,
+    positions: &Arc<[u32]>,
     head_dim: usize,
     direction: f64,
 ) -> Result<Tensor> {
+    if let Some(there) = x.cuda() {
+        let y = cuda::rotate(there, table, positions, head_dim, direction as f32)?;
+        return Ok(Tensor::on_cuda(y, x.shape()));
+    }
     let (cols, half) = (x.cols(), table.half);
     let xs = x.slice::<E>()?;
     let mut y = pool::any::<E>(xs.len());

@@ -1,5 +1,7 @@
 use rayon::prelude::*;
 
+use super::elementwise;
+use crate::cuda::CudaBuffer;
 use crate::error::{Error, Result};
 use crate::pool;
 use crate::profile::{self, Pass};
@@ -48,9 +50,16 @@ pub fn split_columns(tape: &mut Tape<'_>, x: &Var, sizes: &[usize]) -> Result<Ve
     let mut pieces = Vec::with_capacity(sizes.len());
     let mut first = 0;
     for &size in sizes {
-        let piece = dispatch!(value.dtype(), E => {
-            Tensor::new(columns(value.slice::<E>()?, cols, first, size), &[rows, size])
-        });
+        let piece = match value.cuda() {
+            Some(there) => {
+                let piece = CudaBuffer::any(there.device(), there.dtype(), rows * size)?;
+                elementwise::columns((&piece, 0, size), (there, first, cols), [rows, size], false)?;
+                Tensor::on_cuda(piece, &[rows, size])
+            }
+            None => dispatch!(value.dtype(), E => {
+                Tensor::new(columns(value.slice::<E>()?, cols, first, size), &[rows, size])
+            }),
+        };
         pieces.push(tape.record(piece, x.needs_grad(), || PieceBackward { x: x.source(), first, cols }));
         first += size;
     }

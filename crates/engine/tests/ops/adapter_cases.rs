@@ -189,7 +189,7 @@ fn without_rows(t: &mut Tape<'_>, y: &Var, left_out: &[usize]) -> Result<Var, Er
     let targets: Vec<i32> =
         (0..6).map(|i| if left_out.contains(&i) { -100 } else { (i % 3) as i32 }).collect();
     let identity = loratune_engine::Tensor::from_vec(vec![1.0f64, 0., 0., 0., 1., 0., 0., 0., 1.], &[3, 3])?;
-    let identity = Weight::dense(identity.to_dtype(y.value().dtype()));
+    let identity = Weight::dense(identity.to_dtype(y.value().dtype()).to_device(y.value().device())?);
     Ok(ops::linear_cross_entropy(t, y, &identity, TableAdapter::default(), &targets, Logits::default())?.loss)
 }
 

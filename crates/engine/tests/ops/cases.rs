@@ -203,7 +203,8 @@ fn embedding() -> Vec<Case> {
 /// A frozen matrix, deterministic and representable in bf16.
 pub fn frozen(rows: usize, cols: usize, i: &Inputs) -> Weight {
     let data: Vec<f64> = (0..rows * cols).map(|j| ((j * 37 % 19) as f64 - 9.0) / 16.0).collect();
-    Weight::dense(Tensor::from_vec(data, &[rows, cols]).unwrap().to_dtype(i.dtype()))
+    let weight = Tensor::from_vec(data, &[rows, cols]).unwrap().to_dtype(i.dtype());
+    Weight::dense(weight.to_device(i.device()).unwrap())
 }
 
 fn linear() -> Vec<Case> {

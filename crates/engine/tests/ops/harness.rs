@@ -1,7 +1,7 @@
 //! Runs a case in a storage type, and the checks that every case goes through.
 
 use loratune_engine::rng::Key;
-use loratune_engine::{DType, Error, Gradients, Mode, ParamId, Params, Tape, Tensor, Var, ops};
+use loratune_engine::{DType, Device, Error, Gradients, Mode, ParamId, Params, Tape, Tensor, Var, ops};
 
 type Build = dyn Fn(&mut Tape<'_>, &Inputs) -> Result<Var, Error> + Send + Sync;
 
@@ -16,6 +16,7 @@ pub struct Case {
 pub struct Inputs {
     ids: Vec<ParamId>,
     dtype: DType,
+    device: Device,
 }
 
 impl Inputs {
@@ -29,6 +30,9 @@ impl Inputs {
     pub fn dtype(&self) -> DType {
         self.dtype
     }
+    pub fn device(&self) -> Device {
+        self.device
+    }
 }
 
 pub struct Outcome {
@@ -36,7 +40,7 @@ pub struct Outcome {
     pub grads: Vec<Tensor>,
 }
 
-fn values(case: &Case) -> Vec<Vec<f64>> {
+pub fn values(case: &Case) -> Vec<Vec<f64>> {
     let key = Key::new(5).named(&case.name);
     case.inputs
         .iter()
@@ -51,12 +55,13 @@ fn values(case: &Case) -> Vec<Vec<f64>> {
         .collect()
 }
 
-fn params(case: &Case, values: &[Vec<f64>], dtype: DType) -> Params {
+pub fn params(case: &Case, values: &[Vec<f64>], dtype: DType, device: Device) -> Params {
     let mut params = Params::new();
     for ((name, shape), v) in case.inputs.iter().zip(values) {
         let t = Tensor::from_vec(v.clone(), shape).unwrap().to_dtype(dtype.compute());
         params.add(*name, t).unwrap();
     }
+    params.to_device(device).unwrap();
     params
 }
 
@@ -69,23 +74,27 @@ fn upstream(shape: &[usize], dtype: DType) -> Tensor {
 
 fn forward(case: &Case, params: &Params, dtype: DType) -> Vec<f64> {
     let mut tape = Tape::new(params, Mode::Train(Key::new(3)));
-    let inputs = Inputs { ids: params.ids().collect(), dtype };
+    let inputs = Inputs { ids: params.ids().collect(), dtype, device: Device::Cpu };
     let y = (case.build)(&mut tape, &inputs).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     y.value().to_f64_vec()
 }
 
 fn run(case: &Case, params: &Params, dtype: DType) -> Outcome {
+    try_run(case, params, dtype, Device::Cpu).unwrap_or_else(|e| panic!("{}: {e}", case.name))
+}
+
+pub fn try_run(case: &Case, params: &Params, dtype: DType, device: Device) -> Result<Outcome, Error> {
     let mut tape = Tape::new(params, Mode::Train(Key::new(3)));
-    let inputs = Inputs { ids: params.ids().collect(), dtype };
-    let y = (case.build)(&mut tape, &inputs).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let inputs = Inputs { ids: params.ids().collect(), dtype, device };
+    let y = (case.build)(&mut tape, &inputs)?;
     let mut grads = Gradients::new(params);
-    let dy = upstream(y.value().shape(), y.value().dtype());
-    tape.backward_with(&y, dy, &mut grads).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-    grads.check_complete(params).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-    Outcome {
+    let dy = upstream(y.value().shape(), y.value().dtype()).to_device(y.value().device())?;
+    tape.backward_with(&y, dy, &mut grads)?;
+    grads.check_complete(params)?;
+    Ok(Outcome {
         output: y.value().clone(),
         grads: params.ids().map(|i| grads.get(i).unwrap().clone()).collect(),
-    }
+    })
 }
 
 /// max |a − b| over max |b|: the scale of a tensor is that of its largest element.
@@ -100,6 +109,7 @@ pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
 
 pub fn check_central_differences(case: &Case) {
     let values = values(case);
+    let params = |case: &Case, values: &[Vec<f64>], dtype| params(case, values, dtype, Device::Cpu);
     let base = params(case, &values, DType::F64);
     let outcome = run(case, &base, DType::F64);
     let dy = upstream(outcome.output.shape(), DType::F64).to_f64_vec();
@@ -138,16 +148,26 @@ const TOLERANCE_BF16: f64 = 2.5e-2;
 
 pub fn check_precision(case: &Case) {
     let values = values(case);
-    let exact = run(case, &params(case, &values, DType::F64), DType::F64);
-    for (dtype, tolerance) in [(DType::F32, TOLERANCE_F32), (DType::BF16, TOLERANCE_BF16)] {
-        let ours = run(case, &params(case, &values, dtype), dtype);
-        let error = relative(&ours.output, &exact.output);
-        assert!(error < tolerance, "{}: output in {dtype} is off by {error:e}", case.name);
-        for ((g, e), (name, _)) in ours.grads.iter().zip(&exact.grads).zip(&case.inputs) {
-            let error = relative(g, e);
-            assert!(error < tolerance, "{}: gradient of {name} in {dtype} is off by {error:e}", case.name);
+    let exact = run(case, &params(case, &values, DType::F64, Device::Cpu), DType::F64);
+    for dtype in [DType::F32, DType::BF16] {
+        let ours = run(case, &params(case, &values, dtype, Device::Cpu), dtype);
+        check_outcome(case, dtype, &ours, &exact).unwrap_or_else(|wrong| panic!("{wrong}"));
+    }
+}
+
+/// Says what is off by more than the type allows.
+pub fn check_outcome(case: &Case, dtype: DType, ours: &Outcome, exact: &Outcome) -> Result<(), String> {
+    let tolerance = if dtype == DType::BF16 { TOLERANCE_BF16 } else { TOLERANCE_F32 };
+    let gradients = ours.grads.iter().zip(&exact.grads).zip(&case.inputs);
+    let gradients = gradients.map(|((g, e), (name, _))| (format!("gradient of {name}"), relative(g, e)));
+    let errors =
+        std::iter::once(("output".to_string(), relative(&ours.output, &exact.output))).chain(gradients);
+    for (what, error) in errors {
+        if error.is_nan() || error >= tolerance {
+            return Err(format!("{}: {what} in {dtype} is off by {error:e}", case.name));
         }
     }
+    Ok(())
 }
 
 pub fn check_threads(case: &Case) {
@@ -155,7 +175,8 @@ pub fn check_threads(case: &Case) {
     for dtype in [DType::F32, DType::BF16] {
         let bytes = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let o = pool.install(|| run(case, &params(case, &values, dtype), dtype));
+            let params = params(case, &values, dtype, Device::Cpu);
+            let o = pool.install(|| run(case, &params, dtype));
             let bits = |t: &Tensor| t.to_f64_vec().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             (bits(&o.output), o.grads.iter().map(bits).collect::<Vec<_>>())
         };

@@ -3,6 +3,7 @@
 mod adapter_cases;
 mod adapters;
 mod cases;
+mod cuda;
 mod goldens;
 mod harness;
 mod properties;

@@ -1,6 +1,7 @@
 //! The arguments of `loratune bench`.
 
 use clap::{Args, Subcommand, ValueEnum};
+use loratune_engine::DeviceChoice;
 
 use super::{ComputeDtype, at_least_1};
 
@@ -59,6 +60,9 @@ pub struct BenchStepArgs {
     /// Type of frozen weights and activations.
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = ComputeDtype::Bf16, help_heading = "Step")]
     pub dtype: ComputeDtype,
+    /// What computes: auto (the first NVIDIA card, else the processor), cpu, cuda, cuda:N.
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Step")]
+    pub device: DeviceChoice,
     /// Steps that are timed, after one that is not.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_1, help_heading = "Step")]
     pub steps: usize,

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use loratune_engine::cuda::CudaDevice;
 use loratune_engine::profile::{self, Pass};
-use loratune_engine::{DType, bench, isa};
+use loratune_engine::{DType, Device, bench, isa};
 use loratune_model::DecoderSpec;
 use loratune_model::adapter::{AdapterSpec, Targets};
 use loratune_model::bench::{SHAPES, StepBench, shape, spec};
@@ -72,16 +73,30 @@ fn median(sorted: &[f64]) -> f64 {
 fn step(args: &BenchStepArgs, start: Instant) -> Result<()> {
     let model = decoder(&args.shape)?;
     let dtype: DType = args.dtype.into();
-    let mut bench =
-        StepBench::new(&model, Dtypes::both(dtype), &adapter(args), args.batch, args.seq, args.accumulation)?;
+    let chosen = args.device.open()?;
+    if let Some(why) = &chosen.why_cpu {
+        output::note(&format!("device: cpu ({why})"));
+    }
+    let device = chosen.device;
+    let mut bench = StepBench::new(
+        &model,
+        Dtypes::both(dtype),
+        &adapter(args),
+        args.batch,
+        args.seq,
+        args.accumulation,
+        device,
+    )?;
     let built = start.elapsed().as_secs_f64();
     bench.step()?;
+    device.synchronize()?;
     let first = start.elapsed().as_secs_f64();
     let mut times = Vec::new();
     let mut third = None;
     for i in 0..args.steps {
         let step = Instant::now();
         bench.step()?;
+        device.synchronize()?;
         times.push(step.elapsed().as_secs_f64());
         if i == 1 {
             third = Some(start.elapsed().as_secs_f64());
@@ -90,15 +105,21 @@ fn step(args: &BenchStepArgs, start: Instant) -> Result<()> {
     times.sort_by(f64::total_cmp);
     let (median, best) = (median(&times), times[0]);
     let tokens = bench.tokens() as f64;
+    let card = match device {
+        Device::Cuda(ordinal) => Some(CudaDevice::get(ordinal)?),
+        Device::Cpu => None,
+    };
+    let on_card = card.as_ref().map(|card| card.peak_memory());
     let memory = peak_memory();
-    let profile = if args.profile { Some(profiled(&mut bench, dtype)?) } else { None };
+    let profile = if args.profile { Some(profiled(&mut bench, dtype, device)?) } else { None };
     if args.json {
         return Ok(output::json(&json!({
             "shape": args.shape, "batch": args.batch, "seq": args.seq, "accumulation": args.accumulation,
             "rank": args.rank, "targets": args.targets, "method": format!("{:?}", args.method).to_lowercase(),
-            "dtype": dtype.to_string(), "device": "cpu", "isa": isa().name(),
+            "dtype": dtype.to_string(), "device": device.to_string(), "card": card.as_ref().map(|c| c.name()), "isa": isa().name(),
             "threads": rayon::current_num_threads(), "tokens_per_second": tokens / median,
             "step_ms": median * 1e3, "best_step_ms": best * 1e3, "peak_memory_bytes": memory,
+            "peak_card_bytes": on_card.map(|(_, reserved)| reserved), "peak_card_tensor_bytes": on_card.map(|(used, _)| used),
             "built_s": built, "first_step_s": first, "third_step_s": third,
             "profile": profile.as_ref().map(Profile::json),
         }))?);
@@ -117,6 +138,13 @@ fn step(args: &BenchStepArgs, start: Instant) -> Result<()> {
     );
     out += &field("speed", format!("{:.0} tokens/s", tokens / median));
     out += &field("memory", memory.map_or("unknown".to_string(), |b| format!("{} at the peak", bytes(b))));
+    if let (Some(card), Some((used, reserved))) = (&card, on_card) {
+        let (used, reserved) = (bytes(used as u64), bytes(reserved as u64));
+        out += &field(
+            &device.to_string(),
+            format!("{}: {reserved} taken at the peak, {used} in tensors", card.name()),
+        );
+    }
     out += &field("start", format!("{built:.2} s to build the model, first step done after {first:.2} s"));
     out += &field("machine", format!("{} threads, {}", rayon::current_num_threads(), isa().name()));
     if let Some(profile) = profile {
@@ -131,14 +159,15 @@ struct Profile {
     /// Op, direction, calls, seconds, floating-point operations and bytes of products.
     ops: Vec<(&'static str, Pass, profile::Entry)>,
     seconds: f64,
-    ceilings: bench::Ceilings,
+    ceilings: Option<bench::Ceilings>,
 }
 
-fn profiled(bench: &mut StepBench, dtype: DType) -> Result<Profile> {
-    let ceilings = bench::ceilings(dtype);
+fn profiled(bench: &mut StepBench, dtype: DType, device: Device) -> Result<Profile> {
+    // The processor's: a card's are not measured here.
+    let ceilings = (device == Device::Cpu).then(|| bench::ceilings(dtype));
     profile::start();
     let start = Instant::now();
-    let result = bench.step();
+    let result = bench.step().and_then(|_| Ok(device.synchronize()?));
     let seconds = start.elapsed().as_secs_f64();
     let mut ops = profile::stop();
     result?;
@@ -179,16 +208,14 @@ impl Profile {
             self.elsewhere() * 1e3,
             share(self.elsewhere())
         );
-        out += &format!(
-            "{:<22} {:<8} {:>6} {:>9.2} {:>6.1} {:>8.0} {:>6.0}\n",
-            "the machine at best",
-            "",
-            "",
-            self.seconds * 1e3,
-            100.0,
-            self.ceilings.gflops,
-            self.ceilings.copy_gbs
-        );
+        let [name, ms] = ["the step", &format!("{:.2}", self.seconds * 1e3)];
+        out += &match &self.ceilings {
+            None => format!("{name:<22} {:<8} {:>6} {ms:>9} {:>6.1}\n", "", "", 100.0),
+            Some(best) => format!(
+                "{:<22} {:<8} {:>6} {ms:>9} {:>6.1} {:>8.0} {:>6.0}\n",
+                "the machine at best", "", "", 100.0, best.gflops, best.copy_gbs
+            ),
+        };
         out
     }
 
@@ -202,7 +229,8 @@ impl Profile {
             })
             .collect();
         json!({"ops": ops, "step_ms": self.seconds * 1e3, "elsewhere_ms": self.elsewhere() * 1e3,
-               "ceiling_gflops": self.ceilings.gflops, "ceiling_gbs": self.ceilings.copy_gbs})
+               "ceiling_gflops": self.ceilings.as_ref().map(|c| c.gflops),
+               "ceiling_gbs": self.ceilings.as_ref().map(|c| c.copy_gbs)})
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use loratune_engine::DType;
+use loratune_engine::{DType, Device};
 use loratune_train::checkpoint::Start;
 use loratune_train::config::{Finetuning, Key, Loaded, RunConfig, Value};
 use loratune_train::model::dtypes;
@@ -116,6 +116,9 @@ struct Plan {
     /// Bytes of the gradients and the optimiser's state.
     training_bytes: u64,
     resume_from: Option<String>,
+    /// Where it computes, and why it is the processor where a card might have been meant.
+    device: String,
+    why_cpu: Option<String>,
 }
 
 impl Plan {
@@ -138,6 +141,11 @@ impl Plan {
                 Start::Resume(path) => Some(path.display().to_string()),
                 Start::Fresh => None,
             },
+            device: match prepared.device.device {
+                Device::Cuda(n) => format!("cuda:{n}"),
+                Device::Cpu => "cpu".into(),
+            },
+            why_cpu: prepared.device.why_cpu.clone(),
         }
     }
 
@@ -164,6 +172,8 @@ impl Plan {
         );
         let mut out =
             format!("{:<10} {steps}\n{:<10} {trained}\n{:<10} {memory}\n", "steps", "trained", "memory");
+        let why = self.why_cpu.as_ref().map_or(String::new(), |why| format!(": {why}"));
+        out.push_str(&format!("{:<10} {}{why}\n", "device", self.device));
         if let Some(line) = vocabulary_line(&self.vocabulary) {
             out.push_str(&format!("{:<10} {line}\n", "vocabulary"));
         }

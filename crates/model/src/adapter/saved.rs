@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use loratune_engine::{DType, ParamId, Params, Tensor};
+use loratune_engine::{DType, Device, ParamId, Params, Tensor};
 
 use super::Attached;
 use super::plan::Site;
@@ -258,7 +258,7 @@ pub fn adapter_files(
     let tensors = params
         .ids()
         .map(|id| {
-            let value = params.value(id).to_dtype(DType::F32);
+            let value = params.value(id).to_device(Device::Cpu)?.to_dtype(DType::F32);
             let value = match roles.get(&id).unwrap_or(&Role::Other) {
                 Role::A(path) if doubles => {
                     let first = attached.taken.get(*path).map(|[a, _]| a.clone());

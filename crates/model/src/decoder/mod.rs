@@ -3,6 +3,7 @@
 mod block;
 mod build;
 mod cache;
+mod device;
 mod rotation;
 
 use loratune_engine::ops::{

@@ -3,6 +3,7 @@
 use super::field::{Arity, Field, Problem};
 use super::value::Value;
 use crate::schedule::ScheduleKind;
+use loratune_engine::DeviceChoice;
 use loratune_model::adapter::{Bias, Init};
 
 /// One line per value: variant, spelling, further spellings of the same. `not_yet` lists known values to refuse by name.
@@ -220,13 +221,24 @@ impl Field for Vec<Reporter> {
     }
 }
 
-choices! {
-    /// What computes (`device`).
-    Device {
-        /// The processor.
-        Cpu = "cpu",
+impl Field for DeviceChoice {
+    const TEXT: bool = true;
+    fn expected() -> String {
+        DeviceChoice::EXPECTED.into()
     }
-    not_yet ["auto", "cuda", "cuda:0", "gpu", "mps"]
+    fn parse(value: &Value) -> Result<Self, Problem> {
+        let Value::Str(name) = value else { return Err(Problem::Type) };
+        match name.trim() {
+            "mps" => Err(Problem::Refused(format!(
+                "loratune does not have it yet; it has {}",
+                DeviceChoice::EXPECTED
+            ))),
+            name => name.parse().map_err(|_| Problem::Type),
+        }
+    }
+    fn to_value(&self) -> Value {
+        Value::Str(self.to_string())
+    }
 }
 
 choices! {

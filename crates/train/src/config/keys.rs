@@ -9,6 +9,7 @@ use super::registry::{Key, Source, or_none, run_config};
 use super::rules::*;
 use super::tokens::TrainedTokens;
 use crate::schedule::ScheduleKind;
+use loratune_engine::DeviceChoice;
 use loratune_model::adapter::{Bias, Init};
 
 run_config! {
@@ -238,8 +239,8 @@ run_config! {
         data_seed: Option<u64> = None, HuggingFace, words "seed";
         /// Compute in bfloat16; trained weights stay float32.
         bf16: bool = false, HuggingFace;
-        /// What computes: `cpu`.
-        device: Device = Device::Cpu, Loratune;
+        /// What computes: `auto` (the first NVIDIA card, else the processor), `cpu`, `cuda` or `cuda:N`.
+        device: DeviceChoice = DeviceChoice::Auto, Loratune;
         /// Threads for computing.
         threads: Option<u64> = None, Loratune, rule AT_LEAST_1, words "all cores";
     }

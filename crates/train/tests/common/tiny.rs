@@ -27,6 +27,7 @@ pub fn config(output: &Path, settings: &[&str]) -> RunConfig {
         "learning_rate=0.01",
         "max_steps=8",
         "logging_steps=3",
+        "device=cpu",
         "per_device_train_batch_size=4",
         "lora_rank=4",
     ];

@@ -1,9 +1,11 @@
 //! Causal attention within documents, with grouped queries and an optional window, never holding tokens × tokens.
 
 mod cpu;
+pub(super) mod cuda;
 
 use std::sync::Arc;
 
+use super::elementwise::on;
 use super::softcap;
 use crate::error::{Error, Result};
 use crate::profile::{self, Pass};
@@ -92,6 +94,20 @@ impl Backward for AttentionBackward {
     }
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
         let dtype = dy.dtype();
+        if let Some(q) = self.q.cuda() {
+            let there = |what, t| on("attention", what, t, q.device(), q.dtype());
+            let inputs = [q, there("k", &self.k)?, there("v", &self.v)?].map(|b| &**b);
+            let lse = on("attention", "log-sum-exp", &self.lse, q.device(), DType::F32)?;
+            let saved =
+                [there("output", &self.out)?, lse, there("the output's gradient", &dy)?].map(|b| &**b);
+            let gradients = cuda::backward(inputs, saved, &self.documents, &self.config)?;
+            for ((source, grad), like) in
+                self.sources.into_iter().zip(gradients).zip([&self.q, &self.k, &self.v])
+            {
+                grads.add(source, Tensor::on_cuda(grad, like.shape()))?;
+            }
+            return Ok(());
+        }
         dispatch_real!(dtype, R => {
             let saved = cpu::Saved {
                 q: &self.q.reals::<R>(),
@@ -132,20 +148,27 @@ pub fn attention(
     let _span = profile::span("attention", Pass::Forward);
     config.check(q.value(), k.value(), v.value(), documents.tokens())?;
     let dtype = q.value().dtype();
-    let (out, lse) = dispatch_real!(dtype, R => {
-        let (q, k, v) = (q.value(), k.value(), v.value());
-        let (qr, kr, vr) = (q.reals::<R>(), k.reals::<R>(), v.reals::<R>());
-        let segments: Vec<_> = documents
-            .ranges()
-            .map(|r| cpu::Segment {
-                q: &qr[r.start * q.cols()..r.end * q.cols()],
-                k: &kr[r.start * k.cols()..r.end * k.cols()],
-                v: &vr[r.start * v.cols()..r.end * v.cols()],
-            })
-            .collect();
-        let (out, lse) = cpu::forward(&segments, config);
-        (Tensor::from_reals(out, q.shape(), dtype), Tensor::new(lse, &[config.heads, q.rows()]))
-    });
+    let (out, lse) = if let Some(there) = q.value().cuda() {
+        let beside = |what, t| on("attention", what, t, there.device(), there.dtype());
+        let inputs = [there, beside("k", k.value())?, beside("v", v.value())?].map(|b| &**b);
+        let cuda::Forward { out, lse } = cuda::forward(inputs, documents, config)?;
+        (Tensor::on_cuda(out, q.value().shape()), Tensor::on_cuda(lse, &[config.heads, q.value().rows()]))
+    } else {
+        dispatch_real!(dtype, R => {
+            let (q, k, v) = (q.value(), k.value(), v.value());
+            let (qr, kr, vr) = (q.reals::<R>(), k.reals::<R>(), v.reals::<R>());
+            let segments: Vec<_> = documents
+                .ranges()
+                .map(|r| cpu::Segment {
+                    q: &qr[r.start * q.cols()..r.end * q.cols()],
+                    k: &kr[r.start * k.cols()..r.end * k.cols()],
+                    v: &vr[r.start * v.cols()..r.end * v.cols()],
+                })
+                .collect();
+            let (out, lse) = cpu::forward(&segments, config);
+            (Tensor::from_reals(out, q.shape(), dtype), Tensor::new(lse, &[config.heads, q.rows()]))
+        })
+    };
     let needs = q.needs_grad() || k.needs_grad() || v.needs_grad();
     Ok(tape.record(out.clone(), needs, || AttentionBackward {
         sources: [q.source(), k.source(), v.source()],
@@ -202,6 +225,10 @@ pub fn attention_cached(
     config: &AttentionConfig,
 ) -> Result<Tensor> {
     config.check(q, k, v, documents.tokens())?;
+    if q.cuda().is_some() {
+        let what = "a cache of keys and values".into();
+        return Err(Error::Unsupported { op: "attention", what, on: "CUDA" });
+    }
     if caches.len() != documents.len() || q.dtype() == DType::F64 {
         return Err(Error::Invalid(format!(
             "attention: {} caches for {} sequences of {}",

@@ -190,12 +190,12 @@ pub(crate) fn scale_gradient<D: Element, E: Element>(dy: &mut [D], u: &[E], g: &
 const LEAST_FACTOR: f64 = 1e-20;
 
 pub(super) struct DoraSaved {
-    magnitude: ParamId,
-    lora: LoraSaved,
-    g: Tensor,
+    pub magnitude: ParamId,
+    pub lora: LoraSaved,
+    pub g: Tensor,
     /// u, or the output, and what its sums with dy are to be multiplied by for dm.
-    u: Tensor,
-    dm_factor: Tensor,
+    pub u: Tensor,
+    pub dm_factor: Tensor,
 }
 
 /// y `[n, out]` of [`Dora`], rounded once.

@@ -1,5 +1,6 @@
 //! The linear layer, with or without an adapter, as one op.
 
+pub(super) mod cuda;
 mod dora;
 mod lora;
 
@@ -15,6 +16,7 @@ use lora::LoraSaved;
 use crate::error::{Error, Result};
 use crate::gemm::{Finish, Mat, MatMut, Term, Threads, sum_of_products};
 use crate::isa::vectorised;
+use crate::kept::Kept;
 use crate::pool;
 use crate::profile::{self, Pass};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
@@ -38,7 +40,7 @@ enum Variant {
 struct LinearBackward {
     x_source: Source,
     /// Kept only if a weight gradient or an adapter needs it.
-    x: Option<Tensor>,
+    x: Option<Kept>,
     dtype: DType,
     weight: Weight,
     bias: Option<ParamId>,
@@ -50,6 +52,9 @@ impl Backward for LinearBackward {
         "linear"
     }
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
+        if dy.cuda().is_some() {
+            return cuda::backward(*self, &dy, grads);
+        }
         dispatch!(self.dtype, E => self.run::<E>(dy, grads))
     }
 }
@@ -59,7 +64,8 @@ impl LinearBackward {
         let n = dy.rows();
         let weight = self.weight.resolve(grads.params);
         let (out, cols) = weight.matrix("linear backward")?;
-        let x = self.x.as_ref().map_or(Ok(&[][..]), |x| x.slice::<E>())?;
+        let x = self.x.map(Kept::get).transpose()?;
+        let x = x.as_ref().map_or(Ok(&[][..]), |x| x.slice::<E>())?;
         if let Some(id) = self.weight.param() {
             let mut dw = pool::any::<E::Acc>(out * cols);
             let term = Term::new(Mat::new(dy.slice::<E>()?, n, out).t(), Mat::new(x, n, cols));
@@ -133,35 +139,39 @@ pub fn linear(
         });
     }
     let (out, cols) = w.matrix("linear")?;
-    let (y, variant) = dispatch!(dtype, E => {
-        let input = Input { x: x.value().slice::<E>()?, n, weight: &w, shape: [out, cols] };
-        let bias = match bias {
-            Some(b) => Some(b.vector::<<E as Element>::Acc>(tape.params(), "linear", out)?),
-            None => None,
-        };
-        let bias = bias.as_deref();
-        match lora.map(|l| (l, &l.dora)) {
-            None => {
-                let y = w.sum_with::<E>(input.x, n, None, Finish { scale: None, bias })?;
-                (Tensor::new(y, &[n, out]), Variant::Plain)
+    let (y, variant) = if let Some(there) = x.value().cuda() {
+        cuda::forward(tape, x.value(), there, weight, bias, lora)?
+    } else {
+        dispatch!(dtype, E => {
+            let input = Input { x: x.value().slice::<E>()?, n, weight: &w, shape: [out, cols] };
+            let bias = match bias {
+                Some(b) => Some(b.vector::<<E as Element>::Acc>(tape.params(), "linear", out)?),
+                None => None,
+            };
+            let bias = bias.as_deref();
+            match lora.map(|l| (l, &l.dora)) {
+                None => {
+                    let y = w.sum_with::<E>(input.x, n, None, Finish { scale: None, bias })?;
+                    (Tensor::new(y, &[n, out]), Variant::Plain)
+                }
+                Some((lora, None)) => {
+                    let (y, saved) = lora::forward(lora, tape, &input, bias)?;
+                    (y, Variant::Lora(saved))
+                }
+                Some((lora, Some(dora))) => {
+                    dora.check_frozen("linear", weight)?;
+                    let (y, saved) = dora::forward((lora, dora), tape, &input, bias)?;
+                    (y, Variant::Dora(saved))
+                }
             }
-            Some((lora, None)) => {
-                let (y, saved) = lora::forward(lora, tape, &input, bias)?;
-                (y, Variant::Lora(saved))
-            }
-            Some((lora, Some(dora))) => {
-                dora.check_frozen("linear", weight)?;
-                let (y, saved) = dora::forward((lora, dora), tape, &input, bias)?;
-                (y, Variant::Dora(saved))
-            }
-        }
-    });
+        })
+    };
     let trained = weight.param().is_some() || lora.is_some();
     let bias = bias.and_then(Weight::param);
     let needs = x.needs_grad() || trained || bias.is_some();
     Ok(tape.record(y, needs, || LinearBackward {
         x_source: x.source(),
-        x: trained.then(|| x.value().clone()),
+        x: trained.then(|| x.keep()),
         dtype,
         weight: weight.clone(),
         bias,

@@ -1,5 +1,6 @@
 mod adapter;
 mod chunks;
+pub(super) mod cuda;
 mod logits;
 
 pub use logits::Logits;
@@ -49,6 +50,9 @@ impl Backward for LossBackward {
             grad.scale_assign(upstream);
             grads.add_param(id, grad)?;
         }
+        if let Some(dx) = self.dx.as_ref().and_then(Tensor::cuda).cloned() {
+            return cuda::backward(self.x, (&self.rows, &self.shape, self.dtype), &dx, upstream, grads);
+        }
         let Some(dx) = self.dx else { return Ok(()) };
         let dx = dispatch_real!(self.dtype, R => {
             let (d, up) = (dx.cols(), R::of(upstream));
@@ -96,8 +100,23 @@ pub fn linear_cross_entropy(
     let trains = adapter.lora.is_some() || adapter.rows.is_some();
     let needs_grad = want_dx || dhead.is_some() || (record && trains);
     let rows: Vec<usize> = (0..targets.len()).filter(|&i| targets[i] != IGNORE).collect();
-    let picked = value.select_rows(&rows)?;
     let targets: Vec<usize> = rows.iter().map(|&i| targets[i] as usize).collect();
+    if let Some(there) = value.cuda() {
+        cuda::check(adapter)?;
+        let w = head.resolve(tape.params());
+        let wanted = [want_dx, dhead.is_some()];
+        let done = cuda::run(there, &w, &rows, &targets, logits, wanted)?;
+        let loss = tape.record(Tensor::new(vec![done.loss], &[1]), needs_grad, || LossBackward {
+            x: x.source(),
+            dx: done.dx,
+            rows: rows.clone(),
+            shape: value.shape().to_vec(),
+            dtype: value.dtype(),
+            params: dhead.zip(done.dw).into_iter().collect(),
+        });
+        return Ok(LossOutput { loss, tokens: rows.len(), correct: done.correct });
+    }
+    let picked = value.select_rows(&rows)?;
     let (sums, dx, params) = dispatch_real!(value.dtype(), R => {
         let xs = picked.reals::<R>();
         let w = head.resolve(tape.params());

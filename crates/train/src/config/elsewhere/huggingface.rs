@@ -18,7 +18,6 @@ pub(super) const KEYS: &[Group] = &[
     (Only(&["false"], "a loss is better when it is smaller"), &["greater_is_better"]),
     (Only(&["steps"], "logging_steps says how often"), &["logging_strategy"]),
     (Only(&["true"], "files are safetensors"), &["save_safetensors"]),
-    (Needless("this build computes on the processor"), &["use_cpu"]),
     (Needless("no code from a model's folder is ever run"), &["trust_remote_code"]),
     (
         Needless(ONE_PROCESS),
@@ -88,7 +87,7 @@ pub(super) const KEYS: &[Group] = &[
     ),
     (Use("per_device_train_batch_size"), &["per_gpu_train_batch_size"]),
     (Use("per_device_eval_batch_size"), &["per_gpu_eval_batch_size"]),
-    (Use("device"), &["no_cuda"]),
+    (Use("device"), &["no_cuda", "use_cpu"]),
     (Use("cutoff_len"), &["model_max_length"]),
     (Lacking("evaluation has the run's precision"), &["bf16_full_eval", "fp16_full_eval"]),
     (Lacking("use `loratune eval` or `loratune generate` after the run"), &["do_predict"]),

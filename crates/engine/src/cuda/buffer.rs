@@ -1,0 +1,105 @@
+use std::sync::{Arc, OnceLock};
+
+use super::CudaDevice;
+use super::driver::Pointer;
+use crate::error::Result;
+use crate::{DType, Element};
+
+/// Types whose bytes can be copied to a card as they are.
+pub(crate) trait Pod: Copy + 'static {}
+impl Pod for u8 {}
+impl Pod for u32 {}
+impl Pod for i32 {}
+impl Pod for u64 {}
+impl Pod for f32 {}
+impl Pod for f64 {}
+impl Pod for half::bf16 {}
+
+/// Memory of a card, of `len` elements of a type. Goes back to the device's pool when dropped.
+pub struct CudaBuffer {
+    device: Arc<CudaDevice>,
+    pointer: Pointer,
+    /// Of the pool's block.
+    size: usize,
+    len: usize,
+    dtype: DType,
+    /// The same numbers in bf16, made when first asked for, until this is written to.
+    shadow: OnceLock<Arc<CudaBuffer>>,
+}
+
+impl std::fmt::Debug for CudaBuffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} on {}", self.len, self.dtype, self.device)
+    }
+}
+
+impl CudaBuffer {
+    /// Of no particular value.
+    pub(crate) fn any(device: &Arc<CudaDevice>, dtype: DType, len: usize) -> Result<CudaBuffer> {
+        let (pointer, size) = device.allocate(len * dtype.size())?;
+        Ok(CudaBuffer { device: device.clone(), pointer, size, len, dtype, shadow: OnceLock::new() })
+    }
+
+    pub(crate) fn zeros(device: &Arc<CudaDevice>, dtype: DType, len: usize) -> Result<CudaBuffer> {
+        let buffer = CudaBuffer::any(device, dtype, len)?;
+        device.zero(buffer.pointer, len * dtype.size())?;
+        Ok(buffer)
+    }
+
+    pub(crate) fn of<E: Element + Pod>(device: &Arc<CudaDevice>, data: &[E]) -> Result<CudaBuffer> {
+        let buffer = CudaBuffer::any(device, E::DTYPE, data.len())?;
+        device.upload(buffer.pointer, data)?;
+        Ok(buffer)
+    }
+
+    pub(crate) fn copy(&self) -> Result<CudaBuffer> {
+        let copy = CudaBuffer::any(&self.device, self.dtype, self.len)?;
+        self.device.copy(copy.pointer, self.pointer, self.len * self.dtype.size())?;
+        Ok(copy)
+    }
+
+    pub(crate) fn download<E: Element + Pod>(&self) -> Result<Vec<E>> {
+        assert_eq!(E::DTYPE, self.dtype, "a download in the buffer's own type");
+        let mut data = vec![E::default(); self.len];
+        self.device.download(self.pointer, &mut data)?;
+        Ok(data)
+    }
+
+    pub(crate) fn device(&self) -> &Arc<CudaDevice> {
+        &self.device
+    }
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+    /// The address, for kernels.
+    pub(crate) fn pointer(&self) -> Pointer {
+        self.pointer
+    }
+
+    /// The address for writing; what was made of the old contents is forgotten.
+    pub(crate) fn pointer_mut(&mut self) -> Pointer {
+        self.shadow.take();
+        self.pointer
+    }
+
+    /// The numbers in bf16.
+    pub(crate) fn in_bf16(self: &Arc<Self>) -> Result<Arc<CudaBuffer>> {
+        if self.dtype == DType::BF16 {
+            return Ok(self.clone());
+        }
+        if let Some(made) = self.shadow.get() {
+            return Ok(made.clone());
+        }
+        let made = Arc::new(crate::ops::elementwise::convert(self, DType::BF16)?);
+        Ok(self.shadow.get_or_init(|| made).clone())
+    }
+}
+
+impl Drop for CudaBuffer {
+    fn drop(&mut self) {
+        self.device.release(self.pointer, self.size);
+    }
+}

@@ -1,0 +1,21 @@
+//! NVIDIA GPUs: found at run time, by the driver, NVRTC and cuBLASLt that the machine has. Nothing of CUDA is needed to build.
+//!
+//! A [`CudaDevice`] is one card with one stream: everything that is asked of it happens in the order in which it was asked, so
+//! memory that a tensor leaves behind can be given to the next one at once. Kernels are CUDA C++ beside the ops that use them
+//! (`ops/*/kernel.cu`), compiled by NVRTC for the card at hand and kept on disk.
+
+mod buffer;
+mod cublaslt;
+mod device;
+mod driver;
+mod kernels;
+mod library;
+mod nvrtc;
+mod pool;
+
+pub(crate) use buffer::{CudaBuffer, Pod};
+pub(crate) use cublaslt::Factor;
+pub(crate) use device::{Arg, Mark, Memory};
+pub use device::{CudaDevice, available};
+pub(crate) use kernels::Source;
+pub use kernels::{Compiled, compile_all};

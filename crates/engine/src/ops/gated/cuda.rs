@@ -1,0 +1,52 @@
+use std::sync::Arc;
+
+use super::Activation;
+use crate::Tensor;
+use crate::cuda::{CudaBuffer, Source};
+use crate::error::Result;
+use crate::kept::Recipe;
+use crate::ops::elementwise::{args, on, run, suffix, wide};
+
+pub(crate) static SOURCE: Source = Source { name: "gated", text: include_str!("kernel.cu"), variants: &[0] };
+
+fn name(direction: &str, activation: Activation, x: &CudaBuffer) -> Result<String> {
+    let activation = match activation {
+        Activation::Silu => "silu",
+        Activation::GeluTanh => "gelu_tanh",
+        Activation::Gelu => "gelu",
+    };
+    Ok(format!("{direction}_{activation}_{}", suffix("gated", x.dtype())?))
+}
+
+pub(super) fn forward(gate: &CudaBuffer, up: &CudaBuffer, activation: Activation) -> Result<CudaBuffer> {
+    let y = CudaBuffer::any(gate.device(), gate.dtype(), gate.len())?;
+    let args = args![y.pointer(), gate.pointer(), up.pointer(), gate.len()];
+    let tasks = gate.len().div_ceil(wide(gate.dtype()));
+    run(gate.device(), &SOURCE, &name("forward", activation, gate)?, tasks, args)?;
+    Ok(y)
+}
+
+/// The product again, from the gate and up that are kept for the backward.
+pub(super) fn recipe([gate, up]: [&Tensor; 2], activation: Activation) -> Arc<Recipe> {
+    let (gate, up) = (gate.clone(), up.clone());
+    Recipe::new(move || {
+        let there = |what, t| on("gated", what, t, gate.card()?, gate.dtype());
+        let y = forward(there("gate", &gate)?, there("up", &up)?, activation)?;
+        Ok(Tensor::on_cuda(y, gate.shape()))
+    })
+}
+
+/// The gradients of gate and up.
+pub(super) fn backward(
+    gate: &CudaBuffer,
+    up: &CudaBuffer,
+    dy: &CudaBuffer,
+    activation: Activation,
+) -> Result<[CudaBuffer; 2]> {
+    let any = || CudaBuffer::any(gate.device(), gate.dtype(), gate.len());
+    let (dgate, dup) = (any()?, any()?);
+    let args = args![dgate.pointer(), dup.pointer(), gate.pointer(), up.pointer(), dy.pointer(), gate.len()];
+    let tasks = gate.len().div_ceil(wide(gate.dtype()));
+    run(gate.device(), &SOURCE, &name("backward", activation, gate)?, tasks, args)?;
+    Ok([dgate, dup])
+}
