@@ -108,7 +108,7 @@ impl<'a, K: Kernel> Segment<'a, K> {
         if K::PAIR == 1 {
             let a = match K::Of::of_operand(a) {
                 Some(m) if m.is_row_major() && scale == 1.0 => (Cow::Borrowed(m.data), m.row_stride),
-                _ => rows(a, &[Half::Whole], scale),
+                _ => rows::<K>(a, &[Half::Whole], scale),
             };
             return vec![Segment::made(a, Second::Given(b), b.shape().0)];
         }
@@ -117,26 +117,26 @@ impl<'a, K: Kernel> Segment<'a, K> {
         let (high, low) = (Half::High, Half::Low);
         let k = b.shape().0;
         match (a, b, scale == 1.0) {
-            (Operand::Bf16(a), Operand::Bf16(_), true) => vec![Segment::made(whole(a), Second::Given(b), k)],
+            (Operand::Bf16(a), Operand::Bf16(_), true) => vec![Segment::made(whole::<K>(a), Second::Given(b), k)],
             (Operand::Bf16(a), _, true) => {
                 let second = |half| Second::Bf16(each_type!(b, b => Matrix::parts(b, &[half])));
-                let part = |half| Segment::made(whole(a), second(half), k);
+                let part = |half| Segment::made(whole::<K>(a), second(half), k);
                 vec![part(high), part(low)]
             }
             (_, Operand::Bf16(_), _) => {
-                let part = |half| Segment::made(rows(a, &[half], scale), Second::Given(b), k);
+                let part = |half| Segment::made(rows::<K>(a, &[half], scale), Second::Given(b), k);
                 vec![part(high), part(low)]
             }
             _ => {
                 let second = each_type!(b, b => Matrix::parts(b, &[high, low, high]));
-                let a = rows(a, &[high, high, low], scale);
+                let a = rows::<K>(a, &[high, high, low], scale);
                 vec![Segment::made(a, Second::Bf16(second), 3 * k)]
             }
         }
     }
 
     fn made((a, a_stride): (Cow<'a, [K::Of]>, usize), b: Second<'a>, k: usize) -> Segment<'a, K> {
-        Segment { a, a_stride, b, words: k.div_ceil(K::PAIR) }
+        Segment { a, a_stride, b, words: k.div_ceil(K::PAIR).next_multiple_of(K::UNIT) }
     }
 
     /// Where the elements of row i lie, from word `word` on.
@@ -161,25 +161,25 @@ impl<'a, K: Kernel> Segment<'a, K> {
     }
 }
 
-/// A bf16 matrix that a tile can read in pairs: itself, or a copy with an even number of elements in a row.
-fn whole<'a, Of: Element>(m: Mat<'a, bf16>) -> (Cow<'a, [Of]>, usize) {
-    match Of::of_operand(Operand::Bf16(m)) {
-        Some(own) if own.is_row_major() && own.cols.is_multiple_of(2) => {
+/// A bf16 matrix that a tile can read: itself, or a copy with whole units in a row.
+fn whole<'a, K: Kernel>(m: Mat<'a, bf16>) -> (Cow<'a, [K::Of]>, usize) {
+    match K::Of::of_operand(Operand::Bf16(m)) {
+        Some(own) if own.is_row_major() && own.cols.is_multiple_of(K::UNIT * K::PAIR) => {
             (Cow::Borrowed(own.data), own.row_stride)
         }
-        _ => rows(Operand::Bf16(m), &[Half::Whole], 1.0),
+        _ => rows::<K>(Operand::Bf16(m), &[Half::Whole], 1.0),
     }
 }
 
-/// A row-major copy of scale · a through each of `parts`, side by side, an even number of elements in a row.
-fn rows<'a, Of: Element>(a: Operand<'_>, parts: &[Half], scale: f32) -> (Cow<'a, [Of]>, usize) {
+/// A row-major copy of scale · a through each of `parts`, side by side, filled up with zeros to whole units in a row.
+fn rows<'a, K: Kernel>(a: Operand<'_>, parts: &[Half], scale: f32) -> (Cow<'a, [K::Of]>, usize) {
     use rayon::prelude::*;
     let (m, k) = a.shape();
-    let stride = (parts.len() * k).next_multiple_of(2);
-    let mut copy = pool::any::<Of>(m * stride);
+    let stride = (parts.len() * k).next_multiple_of(K::UNIT * K::PAIR);
+    let mut copy = pool::any::<K::Of>(m * stride);
     each_type!(a, a => if a.is_row_major() {
         copy.par_chunks_mut(stride.max(1)).with_min_len(64).enumerate().for_each(|(i, row)| {
-            row[parts.len() * k..].fill(Of::default());
+            row[parts.len() * k..].fill(K::Of::default());
             for (to, &part) in row.chunks_exact_mut(k.max(1)).zip(parts) {
                 half_of(part, &a.data[i * a.row_stride..][..k], scale, to);
             }
@@ -237,6 +237,10 @@ unsafe fn pack_rows<K: Kernel, E: Element>(
         let l = (word + p) * K::PAIR;
         let (a, rest) = to.split_at_mut(cols.min(width));
         rest.fill(0);
+        if l >= b.rows {
+            a.fill(0);
+            continue;
+        }
         if let (Some(low), Some(high)) = (K::Of::same(row(l)), K::Of::same(row(l + 1)))
             && low.len() == a.len()
         {

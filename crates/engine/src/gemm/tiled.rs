@@ -1,6 +1,6 @@
 //! Products by our own tiles: which columns and rows a task takes, and in what order it visits k.
 //!
-//! A task packs its columns of b for all of k that fits into [`PANEL_BYTES`] (half of a second-level cache, so that the
+//! A task packs its columns of b for all of k that fits into [`Kernel::PASS_WORDS`] (a panel is at most half of a second-level cache, so that the
 //! panel stays there while the rows of a pass by), then takes rows of a a tile at a time through all segments. Packing costs
 //! some 3 % at 1,024 rows; in exchange frozen weights stay in memory once, as they came.
 
@@ -8,13 +8,11 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::kernels::{Kernel, MAX_COLUMNS};
+use super::kernels::Kernel;
 use super::pack::Segment;
 use super::{Finish, MatMut, Term, Threads, few};
 use crate::Element;
 
-/// Words of a panel that are packed before rows pass by.
-const PANEL_BYTES: usize = 384 << 10;
 /// Words of k that a tile visits at a time: its rows of a and the part of the panel that it reads stay in the first-level
 /// cache.
 const TILE_WORDS: usize = 1024;
@@ -32,7 +30,10 @@ struct Block {
 }
 
 /// All of k, in passes that fit into a panel of so many words.
-fn passes<K: Kernel>(segments: &[Segment<'_, K>], panel_words: usize) -> Vec<Vec<Block>> {
+fn passes<K: Kernel>(segments: &[Segment<'_, K>]) -> Vec<Vec<Block>> {
+    let all: usize = segments.iter().map(|s| s.words).sum();
+    // As even as may be.
+    let panel_words = all.div_ceil(all.div_ceil(K::PASS_WORDS).max(1)).next_multiple_of(K::UNIT);
     let mut passes = vec![Vec::new()];
     let mut left = panel_words;
     for (segment, s) in segments.iter().enumerate() {
@@ -60,11 +61,10 @@ struct Columns {
     vectors: usize,
 }
 
-/// The columns of c in groups of 1 to 3 vectors, as even as may be.
+/// The columns of c in groups of 1 to [`Kernel::VECTORS`] vectors, as even as may be.
 fn columns<K: Kernel>(n: usize) -> Vec<Columns> {
     let vectors = n.div_ceil(K::LANES);
-    let most = (MAX_COLUMNS / 16).min(3);
-    let panels = vectors.div_ceil(most);
+    let panels = vectors.div_ceil(K::VECTORS);
     let mut first = 0;
     (0..panels)
         .map(|p| {
@@ -134,7 +134,7 @@ fn tasks<K: Kernel>(m: usize, n: usize, threads: Threads) -> Vec<Task> {
     };
     let parts = wanted.div_ceil(columns.len()).max(m.div_ceil(MAX_ROWS));
     // Whole tiles, but for the last.
-    let rows = m.div_ceil(parts).next_multiple_of(48);
+    let rows = m.div_ceil(parts).next_multiple_of(96);
     let starts = (0..m).step_by(rows);
     starts
         .flat_map(|r| columns.iter().map(move |&columns| Task { columns, rows: r..m.min(r + rows) }))
@@ -158,7 +158,11 @@ pub(super) fn sum_of_products<K: Kernel, E: Element>(
     let work = |task: &Task| {
         SCRATCH.with_borrow_mut(|scratch| {
             // SAFETY: the kernel was chosen for this processor; tasks cover disjoint parts of c.
-            unsafe { run(task, &segments, to, add, finish, scratch) }
+            unsafe {
+                K::begin();
+                run(task, &segments, to, add, finish, scratch);
+                K::end();
+            }
         });
     };
     let tasks = tasks::<K>(m, n, threads);
@@ -180,7 +184,7 @@ unsafe fn run<K: Kernel, E: Element>(
 ) {
     let Columns { first, cols, vectors } = task.columns;
     let width = vectors * K::LANES;
-    let passes = passes(segments, PANEL_BYTES / 4 / MAX_COLUMNS);
+    let passes = passes(segments);
     let at_a_time = K::rows(vectors);
     let plain = !add && finish.scale.is_none() && finish.bias.is_none();
     // Sums of a tile only, unless they wait for another pass.
@@ -234,17 +238,19 @@ unsafe fn run<K: Kernel, E: Element>(
 pub(super) fn peak<K: Kernel>() -> f64 {
     const WORDS: usize = 128;
     const RUNS: usize = 20_000;
-    let (vectors, rows) = (3, K::rows(3));
+    let (vectors, rows) = (K::VECTORS, K::rows(K::VECTORS));
     let width = vectors * K::LANES;
     let a = vec![K::Of::default(); rows * WORDS * K::PAIR];
     let mut scratch = Scratch::default();
     let panel = words(&mut scratch.panel, WORDS * width).as_ptr();
     let sums = words(&mut scratch.sums, rows * width).as_mut_ptr();
-    for _ in 0..RUNS {
-        // SAFETY: `gemm::peak` chose the kernel for this processor; the operands have the sizes of this tile.
-        unsafe {
-            K::tile(rows, vectors, WORDS, a.as_ptr(), WORDS * K::PAIR, panel.cast(), sums.cast(), true)
-        };
+    // SAFETY: `gemm::peak` chose the kernel for this processor; the operands have the sizes of this tile.
+    unsafe {
+        K::begin();
+        for _ in 0..RUNS {
+            K::tile(rows, vectors, WORDS, a.as_ptr(), WORDS * K::PAIR, panel.cast(), sums.cast(), true);
+        }
+        K::end();
     }
     (RUNS * 2 * rows * width * WORDS * K::PAIR) as f64
 }
