@@ -117,7 +117,9 @@ impl<'a, K: Kernel> Segment<'a, K> {
         let (high, low) = (Half::High, Half::Low);
         let k = b.shape().0;
         match (a, b, scale == 1.0) {
-            (Operand::Bf16(a), Operand::Bf16(_), true) => vec![Segment::made(whole::<K>(a), Second::Given(b), k)],
+            (Operand::Bf16(a), Operand::Bf16(_), true) => {
+                vec![Segment::made(whole::<K>(a), Second::Given(b), k)]
+            }
             (Operand::Bf16(a), _, true) => {
                 let second = |half| Second::Bf16(each_type!(b, b => Matrix::parts(b, &[half])));
                 let part = |half| Segment::made(whole::<K>(a), second(half), k);

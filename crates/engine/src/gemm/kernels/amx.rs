@@ -150,7 +150,9 @@ impl Kernel for Bf16 {
     const LANES: usize = SIDE;
     const UNIT: usize = SIDE;
     const VECTORS: usize = 2;
-    const PASS_WORDS: usize = 256;
+    const PASS_WORDS: usize = 1024;
+    const GROUP: usize = 8;
+    const TASKS_PER_THREAD: usize = 2;
 
     fn rows(_: usize) -> usize {
         2 * SIDE

@@ -28,6 +28,11 @@ pub(super) trait Kernel: Copy + Send + Sync + 'static {
     /// Words of k that a panel holds, at most: it stays in cache while the rows of a pass by.
     const PASS_WORDS: usize = 2048;
 
+    /// Panels of a task, at most.
+    const GROUP: usize = 1;
+    /// Tasks per thread that are enough to keep all busy to the end.
+    const TASKS_PER_THREAD: usize = 4;
+
     /// Before the first tile of a task.
     ///
     /// # Safety
