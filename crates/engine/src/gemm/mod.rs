@@ -8,6 +8,8 @@ mod few;
 mod kernels;
 mod pack;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod thin;
 mod tiled;
 
 use half::bf16;
@@ -274,6 +276,10 @@ pub(crate) fn sum_of_products<E: Element>(
     let has = |dtype| terms.iter().any(|t| t.a.dtype() == dtype || t.b.dtype() == dtype);
     if E::DTYPE == DType::F64 || has(DType::F64) {
         return portable::sum_of_products(c, add, terms, finish, threads);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if thin::takes(&c, terms) {
+        return thin::sum_of_products(c, add, terms, finish, threads);
     }
     let bf16 = first.a.dtype() == DType::BF16 && first.b.dtype() == DType::BF16;
     match isa() {

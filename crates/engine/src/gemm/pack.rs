@@ -40,12 +40,14 @@ impl<E: Element> Matrix<E> {
             false => (b.rows, b.cols, b.row_stride),
             true => (b.cols, b.rows, b.col_stride),
         };
-        let mut data = vec![E::default(); parts.len() * rows * cols];
-        for (p, &part) in parts.iter().enumerate() {
-            for i in 0..rows {
-                let at = if transposed { (i * parts.len() + p) * cols } else { (p * rows + i) * cols };
-                half_of(part, &b.data[i * stride..][..cols], 1.0, &mut data[at..][..cols]);
+        let mut data = pool::any::<E>(parts.len() * rows * cols);
+        match transposed {
+            false => {
+                for (to, &part) in data.chunks_exact_mut((rows * cols).max(1)).zip(parts) {
+                    halves(&[part], &b.data[..], stride, cols, 1.0, to, cols);
+                }
             }
+            true => halves(parts, b.data, stride, cols, 1.0, &mut data, parts.len() * cols),
         }
         match transposed {
             false => Matrix { data, rows: parts.len() * rows, cols, transposed },
@@ -82,18 +84,53 @@ pub(super) enum Half {
 /// A half of each of scale · x.
 pub(super) fn half_of<A: Element, E: Element>(half: Half, x: &[A], scale: f32, to: &mut [E]) {
     vectorised!([A: Element, E: Element] (half: Half, x: &[A], scale: f32, to: &mut [E]) {
-        let of = |x: f32| E::from_acc(E::Acc::of(x as f64));
-        let value = |x: &A| x.to_acc().f64() as f32 * scale;
-        let high = |x: f32| bf16::from_acc(x).to_acc();
-        match half {
-            Half::Whole => to.iter_mut().zip(x).for_each(|(to, x)| *to = of(value(x))),
-            Half::High => to.iter_mut().zip(x).for_each(|(to, x)| *to = of(high(value(x)))),
-            Half::Low => to.iter_mut().zip(x).for_each(|(to, x)| {
-                let x = value(x);
-                let rest = x - high(x);
-                *to = of(if rest.is_finite() { high(rest) } else { 0.0 });
-            }),
-        }
+        half_row(half, x, scale, to);
+    });
+}
+
+#[inline(always)]
+fn half_row<A: Element, E: Element>(half: Half, x: &[A], scale: f32, to: &mut [E]) {
+    let of = |x: f32| E::from_acc(E::Acc::of(x as f64));
+    let value = |x: &A| x.to_acc().f64() as f32 * scale;
+    let high = |x: f32| bf16::from_acc(x).to_acc();
+    match half {
+        Half::Whole => to.iter_mut().zip(x).for_each(|(to, x)| *to = of(value(x))),
+        Half::High => to.iter_mut().zip(x).for_each(|(to, x)| *to = of(high(value(x)))),
+        Half::Low => to.iter_mut().zip(x).for_each(|(to, x)| {
+            let x = value(x);
+            let rest = x - high(x);
+            *to = of(if rest.is_finite() { high(rest) } else { 0.0 });
+        }),
+    }
+}
+
+/// Rows of `to`, each `to_stride` long: the halves of a row of scale · x `[.., cols]`, side by side, then zeros. Many short
+/// rows are one loop.
+fn halves<A: Element, E: Element>(
+    parts: &[Half],
+    x: &[A],
+    stride: usize,
+    cols: usize,
+    scale: f32,
+    to: &mut [E],
+    to_stride: usize,
+) {
+    use rayon::prelude::*;
+    const ELEMENTS: usize = 16 << 10;
+    let rows = ELEMENTS.div_ceil(to_stride.max(1));
+    to.par_chunks_mut(rows * to_stride.max(1)).enumerate().for_each(|(block, to)| {
+        let x = &x[block * rows * stride..];
+        vectorised!([A: Element, E: Element] (
+            parts: &[Half], x: &[A], stride: usize, cols: usize, scale: f32, to: &mut [E], to_stride: usize,
+        ) {
+            for (i, to) in to.chunks_exact_mut(to_stride.max(1)).enumerate() {
+                let x = &x[i * stride..][..cols];
+                for (p, &part) in parts.iter().enumerate() {
+                    half_row(part, x, scale, &mut to[p * cols..][..cols]);
+                }
+                to[parts.len() * cols..].fill(E::default());
+            }
+        });
     });
 }
 
@@ -141,6 +178,16 @@ impl<'a, K: Kernel> Segment<'a, K> {
         Segment { a, a_stride, b, words: k.div_ceil(K::PAIR).next_multiple_of(K::UNIT) }
     }
 
+    /// Copies go back to where the next ones come from.
+    pub fn give_back(self) {
+        if let Cow::Owned(a) = self.a {
+            pool::keep(a);
+        }
+        if let Second::Bf16(b) = self.b {
+            pool::keep(b.data);
+        }
+    }
+
     /// Where the elements of row i lie, from word `word` on.
     pub fn a(&self, i: usize, word: usize) -> *const K::Of {
         self.a[i * self.a_stride + word * K::PAIR..].as_ptr()
@@ -175,17 +222,11 @@ fn whole<'a, K: Kernel>(m: Mat<'a, bf16>) -> (Cow<'a, [K::Of]>, usize) {
 
 /// A row-major copy of scale · a through each of `parts`, side by side, filled up with zeros to whole units in a row.
 fn rows<'a, K: Kernel>(a: Operand<'_>, parts: &[Half], scale: f32) -> (Cow<'a, [K::Of]>, usize) {
-    use rayon::prelude::*;
     let (m, k) = a.shape();
     let stride = (parts.len() * k).next_multiple_of(K::UNIT * K::PAIR);
     let mut copy = pool::any::<K::Of>(m * stride);
     each_type!(a, a => if a.is_row_major() {
-        copy.par_chunks_mut(stride.max(1)).with_min_len(64).enumerate().for_each(|(i, row)| {
-            row[parts.len() * k..].fill(K::Of::default());
-            for (to, &part) in row.chunks_exact_mut(k.max(1)).zip(parts) {
-                half_of(part, &a.data[i * a.row_stride..][..k], scale, to);
-            }
-        });
+        halves(parts, a.data, a.row_stride, k, scale, &mut copy, stride);
     } else {
         turned(&a, parts, scale, &mut copy, stride);
     });

@@ -181,6 +181,7 @@ pub(super) fn sum_of_products<K: Kernel, E: Element>(
         true => tasks.iter().for_each(work),
         false => tasks.par_iter().with_max_len(1).for_each(work),
     }
+    segments.into_iter().for_each(Segment::give_back);
 }
 
 struct Product<'a, K: Kernel, R> {
