@@ -118,7 +118,8 @@ fn halves<A: Element, E: Element>(
     use rayon::prelude::*;
     const ELEMENTS: usize = 16 << 10;
     let rows = ELEMENTS.div_ceil(to_stride.max(1));
-    to.par_chunks_mut(rows * to_stride.max(1)).enumerate().for_each(|(block, to)| {
+    let block = rows * to_stride.max(1);
+    let work = |(block, to): (usize, &mut [E])| {
         let x = &x[block * rows * stride..];
         vectorised!([A: Element, E: Element] (
             parts: &[Half], x: &[A], stride: usize, cols: usize, scale: f32, to: &mut [E], to_stride: usize,
@@ -131,7 +132,12 @@ fn halves<A: Element, E: Element>(
                 to[parts.len() * cols..].fill(E::default());
             }
         });
-    });
+    };
+    // Waking another thread takes longer than a few blocks.
+    match to.len() <= 8 * ELEMENTS {
+        true => to.chunks_mut(block).enumerate().for_each(work),
+        false => to.par_chunks_mut(block).enumerate().for_each(work),
+    }
 }
 
 impl<'a, K: Kernel> Segment<'a, K> {

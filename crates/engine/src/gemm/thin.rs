@@ -14,7 +14,7 @@ const THIN: usize = 2 * THIN_ROWS;
 /// Columns that the sums of a tile have.
 const TILE: usize = THIN_VECTORS * 16;
 /// Columns of c per task.
-const COLUMNS: usize = 4 * TILE;
+const COLUMNS: usize = 2 * TILE;
 /// Rows of b that pass before the next columns: with [`COLUMNS`] of them they lie in the first-level cache.
 const DEPTH: usize = 64;
 
