@@ -15,13 +15,15 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with bf16 dot products (`vdpbf16ps`).
     Avx512Bf16,
+    /// The same with AMX's tiles of bf16 (`tdpbf16ps`), where the system lets the process use them.
+    Amx,
 }
 
 /// The environment variable that keeps the kernels to an [`Isa`] below the processor's.
 pub const ISA_VARIABLE: &str = "LORATUNE_ISA";
 
 impl Isa {
-    const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+    const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -29,6 +31,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
+            Isa::Amx => "amx",
         }
     }
 
@@ -40,6 +43,7 @@ impl Isa {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl");
         match (avx2, avx512, is_x86_feature_detected!("avx512bf16")) {
+            (true, true, true) if has_amx() => Isa::Amx,
             (true, true, true) => Isa::Avx512Bf16,
             (true, true, false) => Isa::Avx512,
             (true, false, _) => Isa::Avx2,
@@ -69,6 +73,25 @@ impl Isa {
             ))),
         }
     }
+}
+
+/// Whether the processor has AMX with bf16, and Linux lets this process use its registers, for which it has to be asked.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn has_amx() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    const BF16_AND_TILES: u32 = (1 << 22) | (1 << 24);
+    /// `ARCH_REQ_XCOMP_PERM` of Linux's arch/x86/include/uapi/asm/prctl.h, and the tiles' state component.
+    const REQUEST: (libc::c_long, libc::c_long) = (0x1023, 18);
+    if __cpuid(0).eax < 7 || __cpuid_count(7, 0).edx & BF16_AND_TILES != BF16_AND_TILES {
+        return false;
+    }
+    // SAFETY: the call only allows the process a larger register state.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST.0, REQUEST.1) == 0 }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn has_amx() -> bool {
+    false
 }
 
 /// [`Isa::choose`], asked once; a variable that can't be followed counts as not set.
@@ -103,7 +126,7 @@ macro_rules! vectorised {
         match $crate::isa::isa() {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the processor has these features, by `isa`.
-            $crate::isa::Isa::Avx512 | $crate::isa::Isa::Avx512Bf16 => unsafe { for_avx512::<$($g),*>($($arg),*) },
+            $crate::isa::Isa::Avx512 | $crate::isa::Isa::Avx512Bf16 | $crate::isa::Isa::Amx => unsafe { for_avx512::<$($g),*>($($arg),*) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             $crate::isa::Isa::Avx2 => unsafe { for_avx2::<$($g),*>($($arg),*) },

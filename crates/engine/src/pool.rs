@@ -1,8 +1,8 @@
 //! Memory that tensors leave behind, for the tensors that come after.
 //!
 //! A training step asks for the same sizes again and again; fresh memory from the system costs a page fault every 4 KiB, more
-//! than most ops take to fill it. What is kept never makes a process larger than it was at its peak: before new memory is
-//! asked for, as much of what is kept is given up.
+//! than most ops take to fill it. What is kept makes a process larger than it was at its peak by [`SLACK_BYTES`] at most: before
+//! new memory is asked for, as much of what is kept beyond these is given up.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +12,9 @@ use crate::{DType, Element};
 
 /// Smaller vectors are left to the allocator.
 const LEAST_BYTES: usize = 64 << 10;
+
+/// Kept whatever is asked for: sizes that one half of a step leaves behind are those that the other asks for.
+const SLACK_BYTES: usize = 256 << 20;
 
 #[derive(Default)]
 struct Pool {
@@ -87,7 +90,10 @@ pub(crate) fn any<E: Element>(n: usize) -> Vec<E> {
         let pool = pool.get_or_insert_default();
         match pool.take(E::DTYPE, class) {
             Some(buffer) => (E::vec(buffer), Vec::new()),
-            None => (None, pool.give_up(class * size_of::<E>())),
+            None => {
+                let asked = class * size_of::<E>();
+                (None, pool.give_up(asked.min((pool.bytes + asked).saturating_sub(SLACK_BYTES))))
+            }
         }
     };
     drop(given_up);

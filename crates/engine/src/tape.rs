@@ -14,7 +14,7 @@ use crate::ops::elementwise;
 use crate::param::{Gradients, ParamId, Params};
 use crate::profile::{self, Pass};
 use crate::rng::Key;
-use crate::{DType, Element, Tensor, dispatch};
+use crate::{DType, Element, Tensor, dispatch, pool};
 
 /// A value on the tape.
 #[derive(Clone, Debug)]
@@ -116,7 +116,8 @@ impl Sink<'_> {
     ) -> Result<()> {
         let Some(i) = to.0 else { return Ok(()) };
         let add = self.by_node[i].is_some();
-        let sum = self.by_node[i].get_or_insert_with(|| Tensor::zeros(E::DTYPE, &[rows, cols]));
+        let fresh = || Tensor::new(pool::any::<E>(rows * cols), &[rows, cols]);
+        let sum = self.by_node[i].get_or_insert_with(fresh);
         check_shape("linear backward", "gradient", sum.shape(), &[rows, cols])?;
         let c = MatMut::new(sum.slice_mut::<E>()?, rows, cols);
         sum_of_products(c, add, terms, Finish::default(), Threads::All);

@@ -34,7 +34,7 @@ enum First {
 impl First {
     fn of(term: &Term<'_>) -> First {
         let scale = term.scale as f32;
-        if isa() != Isa::Avx512Bf16 || !matches!(term.b, Operand::Bf16(_)) {
+        if isa() < Isa::Avx512Bf16 || !matches!(term.b, Operand::Bf16(_)) {
             return First::F32(each_type!(term.a, a => a.map(a.cols, |x| x.to_acc().f64() as f32 * scale)));
         }
         match term.a {

@@ -8,6 +8,8 @@ mod few;
 mod kernels;
 mod pack;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod thin;
 mod tiled;
 
 use half::bf16;
@@ -275,14 +277,20 @@ pub(crate) fn sum_of_products<E: Element>(
     if E::DTYPE == DType::F64 || has(DType::F64) {
         return portable::sum_of_products(c, add, terms, finish, threads);
     }
+    #[cfg(target_arch = "x86_64")]
+    if thin::takes(&c, terms) {
+        return thin::sum_of_products(c, add, terms, finish, threads);
+    }
     let bf16 = first.a.dtype() == DType::BF16 && first.b.dtype() == DType::BF16;
     match isa() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx if bf16 => tiled::sum_of_products::<kernels::amx::Bf16, E>(c, add, terms, finish, threads),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 if bf16 => {
             tiled::sum_of_products::<kernels::avx512::Bf16, E>(c, add, terms, finish, threads)
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => {
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => {
             tiled::sum_of_products::<kernels::avx512::F32, E>(c, add, terms, finish, threads)
         }
         #[cfg(target_arch = "x86_64")]
@@ -297,9 +305,11 @@ pub(crate) fn peak(dtype: DType) -> Option<fn() -> f64> {
     match (isa(), dtype) {
         (_, DType::F64) => None,
         #[cfg(target_arch = "x86_64")]
+        (Isa::Amx, DType::BF16) => Some(tiled::peak::<kernels::amx::Bf16>),
+        #[cfg(target_arch = "x86_64")]
         (Isa::Avx512Bf16, DType::BF16) => Some(tiled::peak::<kernels::avx512::Bf16>),
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512 | Isa::Avx512Bf16, _) => Some(tiled::peak::<kernels::avx512::F32>),
+        (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, _) => Some(tiled::peak::<kernels::avx512::F32>),
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2, _) => Some(tiled::peak::<kernels::avx2::F32>),
         _ => None,

@@ -40,12 +40,14 @@ impl<E: Element> Matrix<E> {
             false => (b.rows, b.cols, b.row_stride),
             true => (b.cols, b.rows, b.col_stride),
         };
-        let mut data = vec![E::default(); parts.len() * rows * cols];
-        for (p, &part) in parts.iter().enumerate() {
-            for i in 0..rows {
-                let at = if transposed { (i * parts.len() + p) * cols } else { (p * rows + i) * cols };
-                half_of(part, &b.data[i * stride..][..cols], 1.0, &mut data[at..][..cols]);
+        let mut data = pool::any::<E>(parts.len() * rows * cols);
+        match transposed {
+            false => {
+                for (to, &part) in data.chunks_exact_mut((rows * cols).max(1)).zip(parts) {
+                    halves(&[part], &b.data[..], stride, cols, 1.0, to, cols);
+                }
             }
+            true => halves(parts, b.data, stride, cols, 1.0, &mut data, parts.len() * cols),
         }
         match transposed {
             false => Matrix { data, rows: parts.len() * rows, cols, transposed },
@@ -82,19 +84,60 @@ pub(super) enum Half {
 /// A half of each of scale · x.
 pub(super) fn half_of<A: Element, E: Element>(half: Half, x: &[A], scale: f32, to: &mut [E]) {
     vectorised!([A: Element, E: Element] (half: Half, x: &[A], scale: f32, to: &mut [E]) {
-        let of = |x: f32| E::from_acc(E::Acc::of(x as f64));
-        let value = |x: &A| x.to_acc().f64() as f32 * scale;
-        let high = |x: f32| bf16::from_acc(x).to_acc();
-        match half {
-            Half::Whole => to.iter_mut().zip(x).for_each(|(to, x)| *to = of(value(x))),
-            Half::High => to.iter_mut().zip(x).for_each(|(to, x)| *to = of(high(value(x)))),
-            Half::Low => to.iter_mut().zip(x).for_each(|(to, x)| {
-                let x = value(x);
-                let rest = x - high(x);
-                *to = of(if rest.is_finite() { high(rest) } else { 0.0 });
-            }),
-        }
+        half_row(half, x, scale, to);
     });
+}
+
+#[inline(always)]
+fn half_row<A: Element, E: Element>(half: Half, x: &[A], scale: f32, to: &mut [E]) {
+    let of = |x: f32| E::from_acc(E::Acc::of(x as f64));
+    let value = |x: &A| x.to_acc().f64() as f32 * scale;
+    let high = |x: f32| bf16::from_acc(x).to_acc();
+    match half {
+        Half::Whole => to.iter_mut().zip(x).for_each(|(to, x)| *to = of(value(x))),
+        Half::High => to.iter_mut().zip(x).for_each(|(to, x)| *to = of(high(value(x)))),
+        Half::Low => to.iter_mut().zip(x).for_each(|(to, x)| {
+            let x = value(x);
+            let rest = x - high(x);
+            *to = of(if rest.is_finite() { high(rest) } else { 0.0 });
+        }),
+    }
+}
+
+/// Rows of `to`, each `to_stride` long: the halves of a row of scale · x `[.., cols]`, side by side, then zeros. Many short
+/// rows are one loop.
+fn halves<A: Element, E: Element>(
+    parts: &[Half],
+    x: &[A],
+    stride: usize,
+    cols: usize,
+    scale: f32,
+    to: &mut [E],
+    to_stride: usize,
+) {
+    use rayon::prelude::*;
+    const ELEMENTS: usize = 16 << 10;
+    let rows = ELEMENTS.div_ceil(to_stride.max(1));
+    let block = rows * to_stride.max(1);
+    let work = |(block, to): (usize, &mut [E])| {
+        let x = &x[block * rows * stride..];
+        vectorised!([A: Element, E: Element] (
+            parts: &[Half], x: &[A], stride: usize, cols: usize, scale: f32, to: &mut [E], to_stride: usize,
+        ) {
+            for (i, to) in to.chunks_exact_mut(to_stride.max(1)).enumerate() {
+                let x = &x[i * stride..][..cols];
+                for (p, &part) in parts.iter().enumerate() {
+                    half_row(part, x, scale, &mut to[p * cols..][..cols]);
+                }
+                to[parts.len() * cols..].fill(E::default());
+            }
+        });
+    };
+    // Waking another thread takes longer than a few blocks.
+    match to.len() <= 8 * ELEMENTS {
+        true => to.chunks_mut(block).enumerate().for_each(work),
+        false => to.par_chunks_mut(block).enumerate().for_each(work),
+    }
 }
 
 impl<'a, K: Kernel> Segment<'a, K> {
@@ -108,7 +151,7 @@ impl<'a, K: Kernel> Segment<'a, K> {
         if K::PAIR == 1 {
             let a = match K::Of::of_operand(a) {
                 Some(m) if m.is_row_major() && scale == 1.0 => (Cow::Borrowed(m.data), m.row_stride),
-                _ => rows(a, &[Half::Whole], scale),
+                _ => rows::<K>(a, &[Half::Whole], scale),
             };
             return vec![Segment::made(a, Second::Given(b), b.shape().0)];
         }
@@ -117,26 +160,38 @@ impl<'a, K: Kernel> Segment<'a, K> {
         let (high, low) = (Half::High, Half::Low);
         let k = b.shape().0;
         match (a, b, scale == 1.0) {
-            (Operand::Bf16(a), Operand::Bf16(_), true) => vec![Segment::made(whole(a), Second::Given(b), k)],
+            (Operand::Bf16(a), Operand::Bf16(_), true) => {
+                vec![Segment::made(whole::<K>(a), Second::Given(b), k)]
+            }
             (Operand::Bf16(a), _, true) => {
                 let second = |half| Second::Bf16(each_type!(b, b => Matrix::parts(b, &[half])));
-                let part = |half| Segment::made(whole(a), second(half), k);
+                let part = |half| Segment::made(whole::<K>(a), second(half), k);
                 vec![part(high), part(low)]
             }
             (_, Operand::Bf16(_), _) => {
-                let part = |half| Segment::made(rows(a, &[half], scale), Second::Given(b), k);
+                let part = |half| Segment::made(rows::<K>(a, &[half], scale), Second::Given(b), k);
                 vec![part(high), part(low)]
             }
             _ => {
                 let second = each_type!(b, b => Matrix::parts(b, &[high, low, high]));
-                let a = rows(a, &[high, high, low], scale);
+                let a = rows::<K>(a, &[high, high, low], scale);
                 vec![Segment::made(a, Second::Bf16(second), 3 * k)]
             }
         }
     }
 
     fn made((a, a_stride): (Cow<'a, [K::Of]>, usize), b: Second<'a>, k: usize) -> Segment<'a, K> {
-        Segment { a, a_stride, b, words: k.div_ceil(K::PAIR) }
+        Segment { a, a_stride, b, words: k.div_ceil(K::PAIR).next_multiple_of(K::UNIT) }
+    }
+
+    /// Copies go back to where the next ones come from.
+    pub fn give_back(self) {
+        if let Cow::Owned(a) = self.a {
+            pool::keep(a);
+        }
+        if let Second::Bf16(b) = self.b {
+            pool::keep(b.data);
+        }
     }
 
     /// Where the elements of row i lie, from word `word` on.
@@ -161,29 +216,23 @@ impl<'a, K: Kernel> Segment<'a, K> {
     }
 }
 
-/// A bf16 matrix that a tile can read in pairs: itself, or a copy with an even number of elements in a row.
-fn whole<'a, Of: Element>(m: Mat<'a, bf16>) -> (Cow<'a, [Of]>, usize) {
-    match Of::of_operand(Operand::Bf16(m)) {
-        Some(own) if own.is_row_major() && own.cols.is_multiple_of(2) => {
+/// A bf16 matrix that a tile can read: itself, or a copy with whole units in a row.
+fn whole<'a, K: Kernel>(m: Mat<'a, bf16>) -> (Cow<'a, [K::Of]>, usize) {
+    match K::Of::of_operand(Operand::Bf16(m)) {
+        Some(own) if own.is_row_major() && own.cols.is_multiple_of(K::UNIT * K::PAIR) => {
             (Cow::Borrowed(own.data), own.row_stride)
         }
-        _ => rows(Operand::Bf16(m), &[Half::Whole], 1.0),
+        _ => rows::<K>(Operand::Bf16(m), &[Half::Whole], 1.0),
     }
 }
 
-/// A row-major copy of scale · a through each of `parts`, side by side, an even number of elements in a row.
-fn rows<'a, Of: Element>(a: Operand<'_>, parts: &[Half], scale: f32) -> (Cow<'a, [Of]>, usize) {
-    use rayon::prelude::*;
+/// A row-major copy of scale · a through each of `parts`, side by side, filled up with zeros to whole units in a row.
+fn rows<'a, K: Kernel>(a: Operand<'_>, parts: &[Half], scale: f32) -> (Cow<'a, [K::Of]>, usize) {
     let (m, k) = a.shape();
-    let stride = (parts.len() * k).next_multiple_of(2);
-    let mut copy = pool::any::<Of>(m * stride);
+    let stride = (parts.len() * k).next_multiple_of(K::UNIT * K::PAIR);
+    let mut copy = pool::any::<K::Of>(m * stride);
     each_type!(a, a => if a.is_row_major() {
-        copy.par_chunks_mut(stride.max(1)).with_min_len(64).enumerate().for_each(|(i, row)| {
-            row[parts.len() * k..].fill(Of::default());
-            for (to, &part) in row.chunks_exact_mut(k.max(1)).zip(parts) {
-                half_of(part, &a.data[i * a.row_stride..][..k], scale, to);
-            }
-        });
+        halves(parts, a.data, a.row_stride, k, scale, &mut copy, stride);
     } else {
         turned(&a, parts, scale, &mut copy, stride);
     });
@@ -237,6 +286,10 @@ unsafe fn pack_rows<K: Kernel, E: Element>(
         let l = (word + p) * K::PAIR;
         let (a, rest) = to.split_at_mut(cols.min(width));
         rest.fill(0);
+        if l >= b.rows {
+            a.fill(0);
+            continue;
+        }
         if let (Some(low), Some(high)) = (K::Of::same(row(l)), K::Of::same(row(l + 1)))
             && low.len() == a.len()
         {

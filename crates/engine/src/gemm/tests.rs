@@ -13,11 +13,19 @@ fn paths<E: Element>() -> Vec<(&'static str, Path<E>)> {
     #[cfg(target_arch = "x86_64")]
     {
         let best = Isa::choose().unwrap();
-        let tiles: [(Isa, &'static str, Path<E>); 3] = [
+        let tiles: [(Isa, &'static str, Path<E>); 4] = [
             (Isa::Avx2, "avx2", tiled::sum_of_products::<kernels::avx2::F32, E>),
             (Isa::Avx512, "avx512", tiled::sum_of_products::<kernels::avx512::F32, E>),
             (Isa::Avx512Bf16, "avx512bf16", tiled::sum_of_products::<kernels::avx512::Bf16, E>),
+            (Isa::Amx, "amx", tiled::sum_of_products::<kernels::amx::Bf16, E>),
         ];
+        let thin: Path<E> = |c, add, terms, finish, threads| match thin::takes(&c, terms) {
+            true => thin::sum_of_products(c, add, terms, finish, threads),
+            false => sum_of_products(c, add, terms, finish, threads),
+        };
+        if best >= Isa::Avx512 && E::DTYPE != DType::F64 {
+            paths.push(("thin", thin));
+        }
         paths.extend(tiles.into_iter().filter(|t| t.0 <= best).map(|t| (t.1, t.2)));
     }
     paths

@@ -1,27 +1,29 @@
 //! Products by our own tiles: which columns and rows a task takes, and in what order it visits k.
 //!
-//! A task packs its columns of b for all of k that fits into [`PANEL_BYTES`] (half of a second-level cache, so that the
-//! panel stays there while the rows of a pass by), then takes rows of a a tile at a time through all segments. Packing costs
-//! some 3 % at 1,024 rows; in exchange frozen weights stay in memory once, as they came.
+//! A task packs its columns of b, one or several panels, for all of k that fits into [`Kernel::PASS_WORDS`] (half of a
+//! second-level cache, so that they stay there while the rows of a pass by), then takes rows of a a tile at a time through
+//! all segments. Packing costs some 3 % at 1,024 rows; in exchange frozen weights stay in memory once, as they came. Where
+//! tiles are so fast that reading a from memory for each panel would take longer than multiplying, a task has several panels
+//! ([`Kernel::GROUP`]).
 
 use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::kernels::{Kernel, MAX_COLUMNS};
+use super::kernels::Kernel;
 use super::pack::Segment;
 use super::{Finish, MatMut, Term, Threads, few};
-use crate::Element;
+use crate::{Element, Real};
 
-/// Words of a panel that are packed before rows pass by.
-const PANEL_BYTES: usize = 384 << 10;
 /// Words of k that a tile visits at a time: its rows of a and the part of the panel that it reads stay in the first-level
 /// cache.
 const TILE_WORDS: usize = 1024;
 /// Rows of a task, at most: their sums lie in memory where k takes several passes.
 const MAX_ROWS: usize = 2048;
-/// Tasks per thread that are enough to keep all busy to the end.
-const TASKS_PER_THREAD: usize = 4;
+/// Bytes of the panels that a task packs before rows pass by, at most: a quarter of a second-level cache.
+const GROUP_BYTES: usize = 512 << 10;
+/// Rows that pass by all panels of a task before the next ones do: they stay in the second-level cache.
+const ROW_BLOCK: usize = 192;
 
 /// A part of k that lies in one segment.
 #[derive(Clone, Copy)]
@@ -32,7 +34,10 @@ struct Block {
 }
 
 /// All of k, in passes that fit into a panel of so many words.
-fn passes<K: Kernel>(segments: &[Segment<'_, K>], panel_words: usize) -> Vec<Vec<Block>> {
+fn passes<K: Kernel>(segments: &[Segment<'_, K>]) -> Vec<Vec<Block>> {
+    let all: usize = segments.iter().map(|s| s.words).sum();
+    // As even as may be.
+    let panel_words = all.div_ceil(all.div_ceil(K::PASS_WORDS).max(1)).next_multiple_of(K::UNIT);
     let mut passes = vec![Vec::new()];
     let mut left = panel_words;
     for (segment, s) in segments.iter().enumerate() {
@@ -60,11 +65,10 @@ struct Columns {
     vectors: usize,
 }
 
-/// The columns of c in groups of 1 to 3 vectors, as even as may be.
+/// The columns of c in groups of 1 to [`Kernel::VECTORS`] vectors, as even as may be.
 fn columns<K: Kernel>(n: usize) -> Vec<Columns> {
     let vectors = n.div_ceil(K::LANES);
-    let most = (MAX_COLUMNS / 16).min(3);
-    let panels = vectors.div_ceil(most);
+    let panels = vectors.div_ceil(K::VECTORS);
     let mut first = 0;
     (0..panels)
         .map(|p| {
@@ -120,24 +124,28 @@ impl<E> Destination<E> {
     }
 }
 
+/// Panels that lie side by side, and rows.
 struct Task {
-    columns: Columns,
+    panels: std::ops::Range<usize>,
     rows: std::ops::Range<usize>,
 }
 
-fn tasks<K: Kernel>(m: usize, n: usize, threads: Threads) -> Vec<Task> {
-    let columns = columns::<K>(n);
+fn tasks<K: Kernel>(m: usize, panels: &[Columns], words: usize, threads: Threads) -> Vec<Task> {
     let wanted = match threads {
         Threads::One => 1,
         Threads::All if rayon::current_num_threads() == 1 => 1,
-        Threads::All => rayon::current_num_threads() * TASKS_PER_THREAD,
+        Threads::All => rayon::current_num_threads() * K::TASKS_PER_THREAD,
     };
-    let parts = wanted.div_ceil(columns.len()).max(m.div_ceil(MAX_ROWS));
+    let panel_bytes = 4 * K::VECTORS * K::LANES * words.min(K::PASS_WORDS);
+    let most = (GROUP_BYTES / panel_bytes.max(1)).clamp(1, K::GROUP);
+    let groups = panels.len().div_ceil(most).max(wanted.min(panels.len()));
+    let group = |g: usize| panels.len() * g / groups..panels.len() * (g + 1) / groups;
+    let parts = wanted.div_ceil(groups).max(m.div_ceil(MAX_ROWS));
     // Whole tiles, but for the last.
-    let rows = m.div_ceil(parts).next_multiple_of(48);
+    let rows = m.div_ceil(parts).next_multiple_of(96);
     let starts = (0..m).step_by(rows);
     starts
-        .flat_map(|r| columns.iter().map(move |&columns| Task { columns, rows: r..m.min(r + rows) }))
+        .flat_map(|r| (0..groups).map(move |g| Task { panels: group(g), rows: r..m.min(r + rows) }))
         .collect()
 }
 
@@ -155,76 +163,142 @@ pub(super) fn sum_of_products<K: Kernel, E: Element>(
     let segments = Segment::<K>::all(terms);
     let (m, n) = (c.rows, c.cols);
     let to = Destination { data: c.data.as_mut_ptr(), stride: c.stride };
+    let panels = columns::<K>(n);
+    let words = segments.iter().map(|s| s.words).sum();
+    let product = Product { segments: &segments, passes: passes(&segments), panels: &panels, add, finish };
     let work = |task: &Task| {
         SCRATCH.with_borrow_mut(|scratch| {
             // SAFETY: the kernel was chosen for this processor; tasks cover disjoint parts of c.
-            unsafe { run(task, &segments, to, add, finish, scratch) }
+            unsafe {
+                K::begin();
+                product.run(task, to, scratch);
+                K::end();
+            }
         });
     };
-    let tasks = tasks::<K>(m, n, threads);
+    let tasks = tasks::<K>(m, &panels, words, threads);
     match tasks.len() == 1 || threads == Threads::One {
         true => tasks.iter().for_each(work),
         false => tasks.par_iter().with_max_len(1).for_each(work),
     }
+    segments.into_iter().for_each(Segment::give_back);
 }
 
-/// # Safety
-/// The processor has the kernel's instructions, and no other task has the task's part of c.
-unsafe fn run<K: Kernel, E: Element>(
-    task: &Task,
-    segments: &[Segment<'_, K>],
-    to: Destination<E>,
+struct Product<'a, K: Kernel, R> {
+    segments: &'a [Segment<'a, K>],
+    passes: Vec<Vec<Block>>,
+    panels: &'a [Columns],
     add: bool,
-    finish: Finish<'_, E::Acc>,
-    scratch: &mut Scratch,
-) {
-    let Columns { first, cols, vectors } = task.columns;
-    let width = vectors * K::LANES;
-    let passes = passes(segments, PANEL_BYTES / 4 / MAX_COLUMNS);
-    let at_a_time = K::rows(vectors);
-    let plain = !add && finish.scale.is_none() && finish.bias.is_none();
-    // Sums of a tile only, unless they wait for another pass.
-    let kept = if passes.len() == 1 { at_a_time } else { task.rows.len() };
-    let sums = words(&mut scratch.sums, kept * width).as_mut_ptr().cast::<f32>();
-    for (number, pass) in passes.iter().enumerate() {
-        let packed = pass.iter().map(|b| b.words * width).sum();
-        let panel = words(&mut scratch.panel, packed);
-        let mut rest = &mut panel[..];
-        for block in pass {
-            let (own, others) = rest.split_at_mut(block.words * width);
+    finish: Finish<'a, R>,
+}
+
+impl<K: Kernel, R: Real> Product<'_, K, R> {
+    /// # Safety
+    /// The processor has the kernel's instructions, [`Kernel::begin`] came before, and no other task has the task's part of c.
+    unsafe fn run<E: Element<Acc = R>>(&self, task: &Task, to: Destination<E>, scratch: &mut Scratch) {
+        let panels = &self.panels[task.panels.clone()];
+        let widths: usize = panels.iter().map(|p| p.vectors * K::LANES).sum();
+        let most = panels.iter().map(|p| p.vectors * K::LANES).max().unwrap_or(0);
+        // Sums of a tile only, unless they wait for another pass.
+        let one = self.passes.len() == 1;
+        let kept = if one { K::rows(1) * most } else { task.rows.len() * widths };
+        let sums = words(&mut scratch.sums, kept).as_mut_ptr().cast::<f32>();
+        for (number, pass) in self.passes.iter().enumerate() {
+            let depth: usize = pass.iter().map(|b| b.words).sum();
+            let packed = words(&mut scratch.panel, depth * widths);
             // SAFETY: the caller's promise.
-            unsafe { segments[block.segment].pack(block.word, block.words, first, cols, own) };
-            rest = others;
-        }
-        for row in task.rows.clone().step_by(at_a_time) {
-            let rows = at_a_time.min(task.rows.end - row);
-            let at = if passes.len() == 1 { 0 } else { (row - task.rows.start) * width };
-            // SAFETY: `sums` has room for the rows from there on.
-            let sums = unsafe { sums.add(at) };
-            let mut own = panel.as_ptr();
-            for (i, block) in pass.iter().enumerate() {
-                let segment = &segments[block.segment];
-                let (a, fresh) = (segment.a(row, block.word), number == 0 && i == 0);
-                // SAFETY: the segment holds these rows and words, the panel this block's words from `own` on.
-                unsafe {
-                    K::tile(rows, vectors, block.words, a, segment.a_stride, own.cast(), sums, fresh);
-                    own = own.add(block.words * width);
+            unsafe { self.pack(pass, panels, packed) };
+            let rows = task.rows.clone();
+            for block in rows.clone().step_by(ROW_BLOCK) {
+                let block = block..rows.end.min(block + ROW_BLOCK);
+                // Words of a panel's columns, and of its sums of all rows, that lie before it.
+                let mut before = 0;
+                for columns in panels {
+                    let width = columns.vectors * K::LANES;
+                    let panel = packed[before * depth..].as_ptr();
+                    let at_a_time = K::rows(columns.vectors);
+                    for row in block.clone().step_by(at_a_time) {
+                        let rows = row..block.end.min(row + at_a_time);
+                        let at =
+                            if one { 0 } else { before * task.rows.len() + (row - task.rows.start) * width };
+                        // SAFETY: the caller's promise; `sums` has room for the rows from there on, and the panel holds the
+                        // words of this pass.
+                        unsafe {
+                            let sums = sums.add(at);
+                            self.tile(pass, number == 0, rows.clone(), columns.vectors, panel, sums);
+                            if number + 1 == self.passes.len() {
+                                self.put(rows, columns, sums, to);
+                            }
+                        }
+                    }
+                    before += width;
                 }
             }
-            if number + 1 == passes.len() {
-                for i in 0..rows {
-                    // SAFETY: the task's own rows and columns; the sums of a row lie `width` after the one before.
-                    let (to, sums) = unsafe {
-                        (to.part(row + i, first, cols), std::slice::from_raw_parts(sums.add(i * width), cols))
-                    };
-                    if plain && let Some(to) = E::as_bf16(to) {
-                        // SAFETY: the caller's promise.
-                        unsafe { K::round(sums, to) };
-                        continue;
-                    }
-                    // SAFETY: the caller's promise.
-                    unsafe { K::within(|| finish.sums(sums, to, first, add)) };
-                }
+        }
+    }
+
+    /// All panels of a pass, one after the other.
+    ///
+    /// # Safety
+    /// The processor has the kernel's instructions.
+    unsafe fn pack(&self, pass: &[Block], panels: &[Columns], mut packed: &mut [u32]) {
+        for columns in panels {
+            for block in pass {
+                let own;
+                (own, packed) = packed.split_at_mut(block.words * columns.vectors * K::LANES);
+                let segment = &self.segments[block.segment];
+                // SAFETY: the caller's promise.
+                unsafe { segment.pack(block.word, block.words, columns.first, columns.cols, own) };
+            }
+        }
+    }
+
+    /// Adds a pass to the sums of some rows, or starts them.
+    ///
+    /// # Safety
+    /// The processor has the kernel's instructions, `panel` holds the pass, and `sums` has room for the rows.
+    unsafe fn tile(
+        &self,
+        pass: &[Block],
+        first: bool,
+        rows: std::ops::Range<usize>,
+        vectors: usize,
+        mut panel: *const u32,
+        sums: *mut f32,
+    ) {
+        for (i, block) in pass.iter().enumerate() {
+            let segment = &self.segments[block.segment];
+            let (a, fresh) = (segment.a(rows.start, block.word), first && i == 0);
+            // SAFETY: the segment holds these rows and words, the panel this block's words from `panel` on.
+            unsafe {
+                K::tile(rows.len(), vectors, block.words, a, segment.a_stride, panel.cast(), sums, fresh);
+                panel = panel.add(block.words * vectors * K::LANES);
+            }
+        }
+    }
+
+    /// Finished sums of some rows into c.
+    ///
+    /// # Safety
+    /// The processor has the kernel's instructions, `sums` holds the rows, and no other task has this part of c.
+    unsafe fn put<E: Element<Acc = R>>(
+        &self,
+        rows: std::ops::Range<usize>,
+        &Columns { first, cols, vectors }: &Columns,
+        sums: *const f32,
+        to: Destination<E>,
+    ) {
+        let plain = !self.add && self.finish.scale.is_none() && self.finish.bias.is_none();
+        let width = vectors * K::LANES;
+        for (i, row) in rows.enumerate() {
+            // SAFETY: the task's own rows and columns; the sums of a row lie `width` after the one before.
+            let (to, sums) =
+                unsafe { (to.part(row, first, cols), std::slice::from_raw_parts(sums.add(i * width), cols)) };
+            // SAFETY: the caller's promise.
+            match plain.then(|| E::as_bf16(to)).flatten() {
+                Some(to) => unsafe { K::round(sums, to) },
+                // SAFETY: as above.
+                None => unsafe { K::within(|| self.finish.sums(sums, to, first, self.add)) },
             }
         }
     }
@@ -234,17 +308,19 @@ unsafe fn run<K: Kernel, E: Element>(
 pub(super) fn peak<K: Kernel>() -> f64 {
     const WORDS: usize = 128;
     const RUNS: usize = 20_000;
-    let (vectors, rows) = (3, K::rows(3));
+    let (vectors, rows) = (K::VECTORS, K::rows(K::VECTORS));
     let width = vectors * K::LANES;
     let a = vec![K::Of::default(); rows * WORDS * K::PAIR];
     let mut scratch = Scratch::default();
     let panel = words(&mut scratch.panel, WORDS * width).as_ptr();
     let sums = words(&mut scratch.sums, rows * width).as_mut_ptr();
-    for _ in 0..RUNS {
-        // SAFETY: `gemm::peak` chose the kernel for this processor; the operands have the sizes of this tile.
-        unsafe {
-            K::tile(rows, vectors, WORDS, a.as_ptr(), WORDS * K::PAIR, panel.cast(), sums.cast(), true)
-        };
+    // SAFETY: `gemm::peak` chose the kernel for this processor; the operands have the sizes of this tile.
+    unsafe {
+        K::begin();
+        for _ in 0..RUNS {
+            K::tile(rows, vectors, WORDS, a.as_ptr(), WORDS * K::PAIR, panel.cast(), sums.cast(), true);
+        }
+        K::end();
     }
     (RUNS * 2 * rows * width * WORDS * K::PAIR) as f64
 }

@@ -1,9 +1,10 @@
-//! The passes over a row of scores that attention and the loss share. Each is a loop of its own, so that all but the sum
-//! vectorise; the sum runs in the order of the elements.
+//! The passes over a row of scores that attention and the loss share. Each is a loop of its own, so that it vectorises where
+//! its caller is compiled for the processor at hand (`isa::vectorised!`).
 
 use crate::Real;
 
 /// The largest element, −∞ of none. NaN is passed over.
+#[inline(always)]
 pub(crate) fn largest<R: Real>(row: &[R]) -> R {
     let larger = |a: R, b: R| if b > a { b } else { a };
     // Eight at a time: the largest of the largest is the same in any order.
@@ -16,10 +17,17 @@ pub(crate) fn largest<R: Real>(row: &[R]) -> R {
     lanes.iter().chain(rest).copied().fold(R::neg_infinity(), larger)
 }
 
-/// Every x becomes e^(x − `max`); the result is their sum.
+/// Every x becomes e^(x − `max`); the result is their sum, taken in sixteen lanes and then over these.
+#[inline(always)]
 pub(crate) fn exponentials<R: Real>(row: &mut [R], max: R) -> R {
     row.iter_mut().for_each(|x| *x = (*x - max).exp_fast());
-    row.iter().copied().fold(R::zero(), |sum, x| sum + x)
+    let mut lanes = [R::zero(); 16];
+    let parts = row.chunks_exact(16);
+    let rest = parts.remainder();
+    for part in parts {
+        lanes.iter_mut().zip(part).for_each(|(lane, &x)| *lane += x);
+    }
+    lanes.iter().chain(rest).fold(R::zero(), |sum, &x| sum + x)
 }
 
 #[cfg(test)]

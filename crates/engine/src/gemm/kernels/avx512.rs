@@ -150,6 +150,68 @@ pub(in crate::gemm) fn dots(a: &[bf16], b: [&[bf16]; 4]) -> [f32; 4] {
     acc.map(|sums| _mm512_reduce_add_ps(sums))
 }
 
+/// Rows of a thin product's tile, and vectors of a row, at most: 24 registers hold sums.
+pub(in crate::gemm) const THIN_ROWS: usize = 8;
+pub(in crate::gemm) const THIN_VECTORS: usize = 3;
+
+/// The numbers of a vector that lie among `cols` columns from the first on.
+fn lanes(cols: usize, v: usize) -> __mmask16 {
+    (0xffff_u32 >> (16 - cols.saturating_sub(16 * v).min(16))) as __mmask16
+}
+
+macro_rules! thin {
+    ($name:ident, $of:ty, |$at:ident, $mask:ident| $load:expr) => {
+        /// sums `[THIN_ROWS, cols]` += aᵀ·b for `depth` rows of a `[depth, THIN_ROWS]` and b `[depth, cols]`.
+        ///
+        /// # Safety
+        /// The processor has AVX-512 F, BW and VL; the rows lie so many elements apart, and `cols` is at most
+        /// `16 · THIN_VECTORS`.
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        pub(in crate::gemm) unsafe fn $name(
+            depth: usize,
+            a: *const f32,
+            a_stride: usize,
+            b: *const $of,
+            b_stride: usize,
+            cols: usize,
+            sums: *mut f32,
+            sums_stride: usize,
+        ) {
+            let masks: [__mmask16; THIN_VECTORS] = std::array::from_fn(|v| lanes(cols, v));
+            let mut acc = [[_mm512_setzero_ps(); THIN_VECTORS]; THIN_ROWS];
+            // SAFETY: masks leave out what lies beyond the columns; the rest is the caller's promise.
+            unsafe {
+                for p in 0..depth {
+                    let mut row = [_mm512_setzero_ps(); THIN_VECTORS];
+                    for v in 0..THIN_VECTORS {
+                        let ($at, $mask) = (b.wrapping_add(p * b_stride + 16 * v), masks[v]);
+                        row[v] = $load;
+                    }
+                    for i in 0..THIN_ROWS {
+                        let a = _mm512_set1_ps(*a.add(p * a_stride + i));
+                        for v in 0..THIN_VECTORS {
+                            acc[i][v] = _mm512_fmadd_ps(a, row[v], acc[i][v]);
+                        }
+                    }
+                }
+                for i in 0..THIN_ROWS {
+                    for v in 0..THIN_VECTORS {
+                        let at = sums.wrapping_add(i * sums_stride + 16 * v);
+                        let sum = _mm512_add_ps(_mm512_maskz_loadu_ps(masks[v], at), acc[i][v]);
+                        _mm512_mask_storeu_ps(at, masks[v], sum);
+                    }
+                }
+            }
+        }
+    };
+}
+
+thin!(thin_f32, f32, |at, mask| _mm512_maskz_loadu_ps(mask, at));
+// The bits of bf16 are the upper half of f32's.
+thin!(thin_bf16, bf16, |at, mask| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(
+    _mm256_maskz_loadu_epi16(mask, at.cast())
+))));
+
 #[target_feature(enable = "avx512f,avx512vl,avx512bf16")]
 fn round(sums: &[f32], to: &mut [bf16]) {
     let (parts, rest) = (sums.chunks_exact(16), sums.chunks_exact(16).remainder());

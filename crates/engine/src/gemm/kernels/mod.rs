@@ -5,14 +5,13 @@
 //! its column.
 
 #[cfg(target_arch = "x86_64")]
+pub(super) mod amx;
+#[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
 
 use crate::Element;
-
-/// Columns of a panel, at most.
-pub(super) const MAX_COLUMNS: usize = 48;
 
 /// One instruction set's tiles.
 pub(super) trait Kernel: Copy + Send + Sync + 'static {
@@ -22,14 +21,38 @@ pub(super) trait Kernel: Copy + Send + Sync + 'static {
     const PAIR: usize;
     /// Columns in a vector.
     const LANES: usize;
+    /// Words that a tile takes at least: what k lacks to a multiple is filled up with zeros.
+    const UNIT: usize = 1;
+    /// Vectors of a panel, at most.
+    const VECTORS: usize = 3;
+    /// Words of k that a panel holds, at most: it stays in cache while the rows of a pass by.
+    const PASS_WORDS: usize = 2048;
 
-    /// Rows of a tile over a panel of so many vectors (1 to 3): as many as the registers hold.
+    /// Panels of a task, at most.
+    const GROUP: usize = 1;
+    /// Tasks per thread that are enough to keep all busy to the end.
+    const TASKS_PER_THREAD: usize = 4;
+
+    /// Before the first tile of a task.
+    ///
+    /// # Safety
+    /// The processor has the kernel's instructions.
+    unsafe fn begin() {}
+
+    /// After the last tile of a task.
+    ///
+    /// # Safety
+    /// As for [`Kernel::begin`], which came before.
+    unsafe fn end() {}
+
+    /// Rows of a tile over a panel of so many vectors (1 to [`Kernel::VECTORS`]): as many as the registers hold.
     fn rows(vectors: usize) -> usize;
 
     /// sums += A·B for `rows` (1 to [`Kernel::rows`]) rows of A; sums start from 0 if `fresh`.
     ///
     /// # Safety
-    /// The processor has the kernel's instructions. `a` points to `rows` rows of `words · PAIR` elements, `stride` apart;
+    /// The processor has the kernel's instructions, and [`Kernel::begin`] came before. `words` is a multiple of
+    /// [`Kernel::UNIT`]. `a` points to `rows` rows of `words · PAIR` elements, `stride` apart;
     /// `panel` to `words · vectors · LANES` words, at a multiple of 64 bytes; `sums` to `rows` rows of `vectors · LANES`.
     unsafe fn tile(
         rows: usize,

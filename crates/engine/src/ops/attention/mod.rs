@@ -10,7 +10,7 @@ use super::softcap;
 use crate::error::{Error, Result};
 use crate::profile::{self, Pass};
 use crate::tape::{Backward, Sink, Source, Tape, Var};
-use crate::{DType, Tensor, dispatch_real};
+use crate::{DType, Tensor, dispatch};
 
 /// Where the documents of a batch begin and end: document i holds tokens `starts[i]..starts[i + 1]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,14 +108,14 @@ impl Backward for AttentionBackward {
             }
             return Ok(());
         }
-        dispatch_real!(dtype, R => {
-            let saved = cpu::Saved {
-                q: &self.q.reals::<R>(),
-                k: &self.k.reals::<R>(),
-                v: &self.v.reals::<R>(),
-                out: &self.out.reals::<R>(),
-                lse: self.lse.slice::<R>()?,
-                dout: &dy.reals::<R>(),
+        dispatch!(dtype, E => {
+            let saved = cpu::Saved::<E> {
+                q: self.q.slice()?,
+                k: self.k.slice()?,
+                v: self.v.slice()?,
+                out: self.out.slice()?,
+                lse: self.lse.slice()?,
+                dout: dy.slice()?,
             };
             let [dq, dk, dv] = cpu::backward(&saved, &self.documents, &self.config);
             for ((source, grad), like) in self.sources.into_iter().zip([dq, dk, dv]).zip([&self.q, &self.k, &self.v]) {
@@ -154,9 +154,9 @@ pub fn attention(
         let cuda::Forward { out, lse } = cuda::forward(inputs, documents, config)?;
         (Tensor::on_cuda(out, q.value().shape()), Tensor::on_cuda(lse, &[config.heads, q.value().rows()]))
     } else {
-        dispatch_real!(dtype, R => {
+        dispatch!(dtype, E => {
             let (q, k, v) = (q.value(), k.value(), v.value());
-            let (qr, kr, vr) = (q.reals::<R>(), k.reals::<R>(), v.reals::<R>());
+            let (qr, kr, vr) = (q.slice::<E>()?, k.slice::<E>()?, v.slice::<E>()?);
             let segments: Vec<_> = documents
                 .ranges()
                 .map(|r| cpu::Segment {

@@ -141,13 +141,14 @@ impl<'a, R: Real> Run<'a, R> {
 
 /// The loss of one row of logits and whether its maximum is the target; the row becomes softmax − onehot if asked.
 fn cross_entropy_row<R: Real>(row: &mut [R], target: usize, want_grad: bool) -> (f64, bool) {
-    let max = largest(row);
+    let max = vectorised!([R: Real] (row: &[R]) -> R { largest(row) });
     let at_target = row[target];
     // A first maximum before the target makes the prediction wrong, as argmax does.
     let correct = at_target == max && row[..target].iter().all(|&l| l < max);
     let mut sum = 0.0;
     for part in row.chunks_mut(1024) {
-        sum += exponentials(part, max).f64();
+        let part_sum = vectorised!([R: Real] (part: &mut [R], max: R) -> R { exponentials(part, max) });
+        sum += part_sum.f64();
     }
     if want_grad {
         let scale = R::of(1.0 / sum);

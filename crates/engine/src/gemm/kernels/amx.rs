@@ -1,0 +1,225 @@
+//! AMX tiles of bf16 (`tdpbf16ps`: 16 × 16 sums take 32 products each in one instruction).
+//!
+//! Four of the eight tile registers hold sums (2 × 2), two hold rows of A, two vectors of the panel: four instructions for
+//! four loads, so that loads are hidden as long as the panel stays in the first-level cache. A panel is the one that
+//! `vdpbf16ps` reads: 16 of its words by 16 columns are a tile.
+//!
+//! The intrinsics are not stable yet; the assembler knows the instructions. Tiles read whole lines of k, so rows of A
+//! and panels are filled up with zeros ([`Kernel::UNIT`]).
+
+use std::arch::asm;
+
+use half::bf16;
+
+use super::{Kernel, avx512};
+
+#[derive(Clone, Copy)]
+pub(in crate::gemm) struct Bf16;
+
+/// Rows and vectors of a tile register.
+const SIDE: usize = 16;
+/// Bytes of a tile's row.
+const LINE: usize = 64;
+
+/// What `ldtilecfg` reads: palette 1, and each register's rows and bytes of a row.
+#[repr(C, align(64))]
+struct Shapes {
+    palette: u8,
+    start: u8,
+    reserved: [u8; 14],
+    bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Shapes {
+    /// For so many rows of A (1 to 32): sums in tiles 0 to 3, A in 4 and 5, the panel in 6 and 7.
+    const fn of(rows: usize) -> Shapes {
+        let first = if rows < SIDE { rows } else { SIDE } as u8;
+        let second = if rows > SIDE { rows - SIDE } else { SIDE } as u8;
+        let mut shapes = Shapes { palette: 1, start: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
+        let heights = [first, first, second, second, first, second, SIDE as u8, SIDE as u8];
+        let mut i = 0;
+        while i < heights.len() {
+            shapes.bytes[i] = LINE as u16;
+            shapes.rows[i] = heights[i];
+            i += 1;
+        }
+        shapes
+    }
+
+    /// # Safety
+    /// The processor has AMX, and the system lets this process use it.
+    unsafe fn load(&self) {
+        // SAFETY: the caller's promise; the tile registers are only used here.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) self, options(nostack, readonly),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _);
+        }
+    }
+}
+
+static WHOLE: Shapes = Shapes::of(2 * SIDE);
+
+/// Tiles of one or two by one or two registers: sums from memory or from zero, all words, sums to memory, in one block of
+/// assembly, so that nothing comes between.
+macro_rules! tile {
+    ($name:ident, zero: $($zero:literal)+, load: $($load:literal)+, step: $($step:literal)+, store: $($store:literal)+) => {
+        /// # Safety
+        /// As for [`Kernel::tile`], with shapes loaded that fit, `steps` times 16 words, and strides in bytes.
+        unsafe fn $name(
+            steps: usize,
+            a: *const bf16,
+            stride: usize,
+            panel: *const bf16,
+            width: usize,
+            sums: *mut f32,
+            fresh: bool,
+        ) {
+            // SAFETY: every address lies in the regions that `Kernel::tile` asks for. The rows from the 17th on are only
+            // touched where there are some.
+            unsafe {
+                asm!(
+                    "test {fresh}, {fresh}",
+                    "jnz 3f",
+                    $($load,)+
+                    "jmp 2f",
+                    "3:",
+                    $($zero,)+
+                    "2:",
+                    $($step,)+
+                    "add {a}, 64",
+                    "add {a2}, 64",
+                    "add {panel}, {next}",
+                    "dec {steps}",
+                    "jnz 2b",
+                    $($store,)+
+                    "/* {sums2}, {a2}: where there are rows for them */",
+                    fresh = in(reg) fresh as usize,
+                    a = inout(reg) a => _,
+                    a2 = inout(reg) a.wrapping_byte_add(SIDE * stride) => _,
+                    stride = in(reg) stride,
+                    panel = inout(reg) panel => _,
+                    width = in(reg) width,
+                    next = in(reg) SIDE * width,
+                    steps = inout(reg) steps => _,
+                    sums = in(reg) sums,
+                    sums2 = in(reg) sums.wrapping_byte_add(SIDE * width),
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
+tile!(two_by_two,
+    zero: "tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3",
+    load: "tileloadd tmm0, [{sums} + {width}]" "tileloadd tmm1, [{sums} + {width} + 64]"
+        "tileloadd tmm2, [{sums2} + {width}]" "tileloadd tmm3, [{sums2} + {width} + 64]",
+    step: "tileloadd tmm6, [{panel} + {width}]" "tileloadd tmm4, [{a} + {stride}]" "tdpbf16ps tmm0, tmm4, tmm6"
+        "tileloadd tmm7, [{panel} + {width} + 64]" "tdpbf16ps tmm1, tmm4, tmm7"
+        "tileloadd tmm5, [{a2} + {stride}]" "tdpbf16ps tmm2, tmm5, tmm6" "tdpbf16ps tmm3, tmm5, tmm7",
+    store: "tilestored [{sums} + {width}], tmm0" "tilestored [{sums} + {width} + 64], tmm1"
+        "tilestored [{sums2} + {width}], tmm2" "tilestored [{sums2} + {width} + 64], tmm3");
+
+tile!(two_by_one,
+    zero: "tilezero tmm0" "tilezero tmm2",
+    load: "tileloadd tmm0, [{sums} + {width}]" "tileloadd tmm2, [{sums2} + {width}]",
+    step: "tileloadd tmm6, [{panel} + {width}]" "tileloadd tmm4, [{a} + {stride}]" "tdpbf16ps tmm0, tmm4, tmm6"
+        "tileloadd tmm5, [{a2} + {stride}]" "tdpbf16ps tmm2, tmm5, tmm6",
+    store: "tilestored [{sums} + {width}], tmm0" "tilestored [{sums2} + {width}], tmm2");
+
+tile!(one_by_two,
+    zero: "tilezero tmm0" "tilezero tmm1",
+    load: "tileloadd tmm0, [{sums} + {width}]" "tileloadd tmm1, [{sums} + {width} + 64]",
+    step: "tileloadd tmm6, [{panel} + {width}]" "tileloadd tmm4, [{a} + {stride}]" "tdpbf16ps tmm0, tmm4, tmm6"
+        "tileloadd tmm7, [{panel} + {width} + 64]" "tdpbf16ps tmm1, tmm4, tmm7",
+    store: "tilestored [{sums} + {width}], tmm0" "tilestored [{sums} + {width} + 64], tmm1");
+
+tile!(one_by_one,
+    zero: "tilezero tmm0",
+    load: "tileloadd tmm0, [{sums} + {width}]",
+    step: "tileloadd tmm6, [{panel} + {width}]" "tileloadd tmm4, [{a} + {stride}]" "tdpbf16ps tmm0, tmm4, tmm6",
+    store: "tilestored [{sums} + {width}], tmm0");
+
+impl Kernel for Bf16 {
+    type Of = bf16;
+    const PAIR: usize = 2;
+    const LANES: usize = SIDE;
+    const UNIT: usize = SIDE;
+    const VECTORS: usize = 2;
+    const PASS_WORDS: usize = 1024;
+    const GROUP: usize = 8;
+    const TASKS_PER_THREAD: usize = 2;
+
+    fn rows(_: usize) -> usize {
+        2 * SIDE
+    }
+
+    unsafe fn begin() {
+        // SAFETY: the caller's promise.
+        unsafe { WHOLE.load() }
+    }
+
+    unsafe fn end() {
+        // SAFETY: the caller's promise; nothing of the registers is needed any more.
+        unsafe {
+            asm!("tilerelease", options(nostack, nomem),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _);
+        }
+    }
+
+    unsafe fn tile(
+        rows: usize,
+        vectors: usize,
+        words: usize,
+        a: *const bf16,
+        stride: usize,
+        panel: *const bf16,
+        sums: *mut f32,
+        fresh: bool,
+    ) {
+        debug_assert!(words > 0 && words.is_multiple_of(SIDE));
+        let (steps, stride, width) = (words / SIDE, stride * size_of::<bf16>(), vectors * LINE);
+        let tile = match (rows > SIDE, vectors) {
+            (true, 2) => two_by_two,
+            (true, _) => two_by_one,
+            (false, 2) => one_by_two,
+            (false, _) => one_by_one,
+        };
+        // SAFETY: the caller's promise; shapes that have as many rows are loaded.
+        unsafe {
+            match rows == 2 * SIDE {
+                true => tile(steps, a, stride, panel, width, sums, fresh),
+                false => {
+                    Shapes::of(rows).load();
+                    tile(steps, a, stride, panel, width, sums, fresh);
+                    WHOLE.load();
+                }
+            }
+        }
+    }
+
+    unsafe fn interleave(low: &[bf16], high: &[bf16], words: &mut [u32]) {
+        // SAFETY: the caller's promise.
+        unsafe { avx512::Bf16::interleave(low, high, words) }
+    }
+
+    unsafe fn transpose(words: usize, b: *const u32, stride: usize, panel: *mut u32, step: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { avx512::Bf16::transpose(words, b, stride, panel, step) }
+    }
+
+    unsafe fn round(sums: &[f32], to: &mut [bf16]) {
+        // SAFETY: the caller's promise.
+        unsafe { avx512::Bf16::round(sums, to) }
+    }
+
+    unsafe fn within<T>(f: impl FnOnce() -> T) -> T {
+        // SAFETY: the caller's promise.
+        unsafe { avx512::Bf16::within(f) }
+    }
+}
