@@ -93,6 +93,7 @@ CASES = [
             ("scaling", plain(100.0), BOTH),
             ("attention factor", rope(100.0, "yarn", attention_factor=1.0, **YARN), BOTH),
         ],
+        gguf=True,
     ),
     Case(
         "llama-yarn-mscale", "llama",
@@ -122,7 +123,7 @@ CASES = [
         sizes(head_dim=6, sliding_window=None, tie_word_embeddings=False) | rope(1000000.0),
         dropped=("pad_token_id",),
         visible=[("theta", rope(10000.0), BOTH)],
-        run=True,
+        run=True, gguf=True,
     ),
     # --- Gemma -------------------------------------------------------------------------------------
     Case(
@@ -130,7 +131,7 @@ CASES = [
         sizes(kv=1, head_dim=6, hidden_act="gelu_pytorch_tanh") | rope(10000.0),
         old={"hidden_act": "gelu"}, dropped=("tie_word_embeddings", "use_bidirectional_attention"),
         visible=[("tanh", {"hidden_act": "gelu_python"}, BOTH), ("gelu", {"hidden_act": "silu"}, BOTH)],
-        run=True,
+        run=True, gguf=True,
     ),
     Case(
         "gemma2", "gemma2",
@@ -204,7 +205,7 @@ CASES = [
         sizes(head_dim=8, attention_bias=True, tie_word_embeddings=True, max_window_layers=2) | rope(1000000.0),
         dropped=("layer_types", "pad_token_id"), old_first=False,
         visible=[("theta", rope(10000.0), BOTH)],
-        run=True,
+        run=True, gguf=True,
     ),
     # --- Phi ---------------------------------------------------------------------------------------
     Case(
@@ -212,7 +213,7 @@ CASES = [
         sizes(heads=2, kv=1, sliding_window=7, original_max_position_embeddings=128) | rope(10000.0),
         old={"auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "attention_bias": False},
         visible=[("window", {"sliding_window": None}, BOTH)],
-        run=True, targets=FUSED, pad_in_text=True,
+        run=True, targets=FUSED, pad_in_text=True, gguf=True,
     ),
     Case(
         "phi3-longrope", "phi3",

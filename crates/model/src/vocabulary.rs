@@ -305,7 +305,9 @@ fn without_tables(config: &AdapterConfig, rows: usize) -> Result<Option<ModelFil
     match ids.iter().find(|&&id| usize::try_from(id).is_ok_and(|id| id >= rows)) {
         None => Ok(None),
         Some(id) => Err(Error::Invalid(format!(
-            "the adapter has a trained row for the token {id} (trainable_token_indices), but the model has {rows} rows, and the              adapter's file does not hold the others: save it with PEFT's save_embedding_layers=True, or give the model that              it was trained on"
+            "the adapter has a trained row for the token {id} (trainable_token_indices), but the model has {rows} rows, and the \
+             adapter's file does not hold the others: save it with PEFT's save_embedding_layers=True, or give the model that \
+             it was trained on"
         ))),
     }
 }

@@ -12,6 +12,7 @@ use loratune_model::generate::{Sampling, generate};
 use loratune_model::rope::RopeScaling;
 use loratune_model::{Batch, Decoder, DecoderSpec, load};
 use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 
 /// Largest absolute error of a logit, and of a gradient as a part of its tensor's largest.
 const LOGIT: f64 = 1e-4;
@@ -178,7 +179,92 @@ fn gguf_files_of_llama_cpp_are_the_same_models() {
         wrong.extend(check_logits(&format!("{case}/model.gguf"), &path, &documents, &expected));
     }
     nothing_wrong(wrong);
-    assert!(seen >= 5, "{seen} GGUF files");
+    assert!(seen >= 12, "{seen} GGUF files");
+}
+
+/// A model's folder whose weights hold this head beside the embedding, though the configuration says that they are one.
+fn with_head(case: &str, change: impl Fn(&mut Vec<f32>), tied: bool) -> tempfile::TempDir {
+    let dir = with_config(case, "config.json");
+    let file = std::fs::read(dir.path().join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    let embedding = tensors.tensor("model.embed_tokens.weight").unwrap();
+    let mut head: Vec<f32> =
+        embedding.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    change(&mut head);
+    let bytes: Vec<u8> = head.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let shape = embedding.shape().to_vec();
+    let head = TensorView::new(safetensors::Dtype::F32, shape, &bytes).unwrap();
+    let all = tensors.tensors().into_iter().chain([("lm_head.weight".to_owned(), head)]);
+    let written = safetensors::serialize(all, None).unwrap();
+    std::fs::write(dir.path().join("model.safetensors"), written).unwrap();
+    let path = dir.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(config["tie_word_embeddings"], true);
+    config["tie_word_embeddings"] = tied.into();
+    std::fs::write(path, config.to_string()).unwrap();
+    dir
+}
+
+#[test]
+fn a_head_of_its_own_in_the_weights_is_not_left_out_for_what_the_configuration_says() {
+    let document = Batch::from_ids([[5u32, 9, 4, 7].as_slice()]);
+    let logits = |dir: &tempfile::TempDir| {
+        let (decoder, params) = open(dir.path(), DType::F32, &Trained::Nothing);
+        (decoder.spec().tied_head, decoder.logits(&params, &document).unwrap().to_f64_vec())
+    };
+    let other = |head: &mut Vec<f32>| head.iter_mut().for_each(|x| *x = 1.5 * *x + 0.01);
+    // transformers 5 warns and does not tie them; models whose tied head was merged with an adapter are such.
+    let (said, stored) =
+        (logits(&with_head("qwen2", other, true)), logits(&with_head("qwen2", other, false)));
+    assert_eq!(said, stored);
+    assert!(!said.0);
+    // What is written of it says so.
+    let files = ModelFiles::open(with_head("qwen2", other, true).path()).unwrap();
+    assert_eq!(files.raw_config["tie_word_embeddings"], false);
+    // The same matrix twice is one.
+    let (same, plain) =
+        (logits(&with_head("qwen2", |_| (), true)), logits(&with_config("qwen2", "config.json")));
+    assert_eq!(same, plain);
+    assert!(same.0 && same != said);
+}
+
+/// The golden GGUF file of a case with one more number in its metadata.
+fn with_key(case: &str, key: &str, value: f32) -> (tempfile::TempDir, PathBuf) {
+    let mut bytes = std::fs::read(goldens().join(case).join("model.gguf")).unwrap();
+    let mut entry = Vec::new();
+    let text = |entry: &mut Vec<u8>, key: &str, kind: u32, value: &[u8]| {
+        entry.extend((key.len() as u64).to_le_bytes());
+        entry.extend(key.as_bytes());
+        entry.extend(kind.to_le_bytes());
+        entry.extend(value);
+    };
+    text(&mut entry, key, 6, &value.to_le_bytes());
+    // A key of no meaning fills up to the alignment of the tensors, 32: a flag of one byte.
+    let fill = (32 - (entry.len() + 13) % 32) % 32;
+    text(&mut entry, &"x".repeat(fill), 7, &[0]);
+    let count = u64::from_le_bytes(bytes[16..24].try_into().unwrap());
+    bytes[16..24].copy_from_slice(&(count + 2).to_le_bytes());
+    bytes.splice(24..24, entry);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    (dir, path)
+}
+
+#[test]
+fn gguf_files_that_mix_yarn_in_part_are_refused_by_name() {
+    let key = "llama.rope.scaling.yarn_ext_factor";
+    let error = |case: &str, value: f32| {
+        let (_dir, path) = with_key(case, key, value);
+        ModelFiles::open(&path).err().map(|e| e.to_string())
+    };
+    // llama.cpp writes a configuration's `extrapolation_factor`; 1 is what YaRN is.
+    assert_eq!(error("llama-yarn", 1.0), None);
+    assert_eq!(error("llama3", 0.0), None);
+    for (case, value) in [("llama-yarn", 0.5), ("llama-yarn", 0.0), ("llama3", 1.0)] {
+        let text = error(case, value).unwrap_or_else(|| panic!("{case}: {value} is accepted"));
+        assert!(text.contains(key), "{text}");
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use super::config_fields::without_code;
 use super::gguf::{GgufFile, GgufSource};
 use super::suggest::must_exist;
 use super::{Error, ModelConfig, RawTensor, Result, SafetensorsSource, TensorInfo, TensorSource};
+use crate::spec::{EMBEDDING, HEAD};
 
 /// An opened model: its description, and its weights ready to be read.
 pub struct ModelFiles {
@@ -83,9 +84,13 @@ impl ModelFiles {
 
     fn open_described(path: &Path, tensors: Arc<dyn TensorSource>) -> Result<ModelFiles> {
         let config_path = path.join("config.json");
-        let raw_config = read_json(&config_path)?;
-        let config = ModelConfig::from_value(&raw_config, &config_path)?;
-        let raw_config = without_code(raw_config);
+        let mut raw_config = without_code(read_json(&config_path)?);
+        let mut config = ModelConfig::from_value(&raw_config, &config_path)?;
+        if let (true, Some(map)) = (config.spec.tied_head && !is_tied(&*tensors)?, raw_config.as_object_mut())
+        {
+            map.insert("tie_word_embeddings".into(), false.into());
+            config = ModelConfig::from_value(&raw_config, &config_path)?;
+        }
         let generation_path = path.join("generation_config.json");
         let generation_config =
             if generation_path.is_file() { Some(read_json(&generation_path)?) } else { None };
@@ -153,6 +158,21 @@ impl ModelFiles {
     pub fn is_gguf(&self) -> bool {
         self.gguf.is_some()
     }
+}
+
+/// Whether the weights are those of a model whose head is its embedding, as its configuration says. A head of its own that
+/// differs (of a merged adapter, say, which trained the two apart) is not left out for that: transformers does not tie the
+/// two then.
+fn is_tied(tensors: &dyn TensorSource) -> Result<bool> {
+    let names = [EMBEDDING, HEAD].map(|path| format!("{path}.weight"));
+    if names.iter().any(|name| tensors.info(name).is_none()) {
+        return Ok(true);
+    }
+    let [embedding, head] = [tensors.read(&names[0])?, tensors.read(&names[1])?];
+    Ok(match embedding.dtype == head.dtype {
+        true => embedding.bytes == head.bytes,
+        false => embedding.to_f32() == head.to_f32(),
+    })
 }
 
 /// A model of which only the description is there.

@@ -72,6 +72,7 @@ const KNOWN: &[&str] = &[
     "rope.scaling.yarn_attn_factor",
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_ext_factor",
     "tensor_data_layout",
     "vocab_size",
 ];

@@ -58,6 +58,7 @@ impl Metadata<'_> {
             let detail = format!("is {turned}, but a head is {head_dim} wide; it must be from 1 to that");
             return Err(self.wrong("rope.dimension_count", detail));
         }
+        self.check_mix(self.text("rope.scaling.type"))?;
         let part = (turned != head_dim).then(|| turned as f64 / head_dim as f64);
         let scaling = match (self.long_and_short()?, self.tensor("rope_freqs.weight")?) {
             (Some(longrope), _) => longrope,
@@ -81,6 +82,22 @@ impl Metadata<'_> {
                 );
             }
         })
+    }
+
+    /// How much of YaRN llama.cpp mixes in; transformers has it whole or not at all.
+    ///
+    /// # Errors
+    /// If the file asks for something between, or for none under YaRN's name.
+    fn check_mix(&self, kind: Option<&str>) -> Result<()> {
+        let (name, usual) = ("rope.scaling.yarn_ext_factor", if kind == Some("yarn") { 1.0 } else { 0.0 });
+        match self.number(name)?.filter(|mix| *mix != usual) {
+            None => Ok(()),
+            Some(mix) => {
+                let kind = kind.unwrap_or("none");
+                let detail = format!("is {mix}; with rope.scaling.type `{kind}` only {usual} is implemented");
+                Err(self.wrong(name, detail))
+            }
+        }
     }
 
     fn yarn(&self, factor: f64) -> Result<Scaling> {
