@@ -5,6 +5,7 @@
 
 use super::choices::*;
 use super::field::{Field, Iterations, Kwargs, Limit, LogSteps, Resume, Signed, Steps, Targets};
+use super::optim::OptimArgs;
 use super::registry::{Key, Source, or_none, run_config};
 use super::rules::*;
 use super::tokens::TrainedTokens;
@@ -221,13 +222,17 @@ run_config! {
         warmup_steps: Steps = Steps::Count(0), HuggingFace, rule NOT_NEGATIVE;
         /// The same as a share of the run.
         warmup_ratio: f64 = 0.0, HuggingFace, rule BELOW_1;
-        /// Optimiser: `adamw_torch` (also spelt `adamw_torch_fused`, `adamw_hf`).
+        /// Optimiser: `adamw_torch` (also `adamw_torch_fused`, `adamw_hf`), `adamw_bnb_8bit` (`adamw_8bit`: moments of 8 bits, a
+        /// quarter of the memory), `adafactor`, `sgd`, `lion_32bit` (`lion`), `lion_8bit`; the `paged_` names mean the same, since
+        /// nothing has to be moved to the processor's memory.
         optim: Optimizer = Optimizer::AdamW, HuggingFace;
-        /// Decoupled weight decay.
+        /// Arguments of `sgd`: `momentum`, `dampening`, `nesterov`.
+        optim_args: OptimArgs = OptimArgs::default(), HuggingFace;
+        /// Weight decay, decoupled from the gradient but for `sgd`.
         weight_decay: f64 = 0.0, HuggingFace, rule NOT_NEGATIVE;
-        /// Decay of AdamW's mean.
+        /// Decay of the mean, of AdamW and Lion.
         adam_beta1: f64 = 0.9, HuggingFace, rule BELOW_1;
-        /// Decay of AdamW's variance.
+        /// Decay of AdamW's variance, and of Lion's momentum (whose paper has 0.99).
         adam_beta2: f64 = 0.999, HuggingFace, rule BELOW_1;
         /// AdamW's ε.
         adam_epsilon: f64 = 1e-8, HuggingFace, rule NOT_NEGATIVE;

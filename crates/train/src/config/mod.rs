@@ -14,6 +14,7 @@ mod field;
 mod file;
 mod keys;
 mod load;
+mod optim;
 mod registry;
 mod render;
 mod rules;
@@ -34,6 +35,7 @@ pub use choices::{
 pub use error::{ConfigError, Entry, Origin};
 pub use field::{Arity, Field, Iterations, Kwargs, Limit, LogSteps, Problem, Resume, Signed, Steps, Targets};
 pub use keys::{KEYS, RunConfig};
+pub use optim::OptimArgs;
 pub use registry::{Key, Rule, Source};
 pub use secret::{Secret, hidden};
 pub use tokens::{TokenRef, TrainedTokens};

@@ -5,7 +5,7 @@ use super::field::{Iterations, Limit, LogSteps, Resume, Steps, Targets};
 use super::keys::{KEYS, RunConfig};
 use super::registry::Key;
 use super::value::Value;
-use super::{BaseDtype, EvalStrategy, Finetuning, Loaded, MixStrategy, NewTokens, SaveStrategy};
+use super::{BaseDtype, EvalStrategy, Finetuning, Loaded, MixStrategy, NewTokens, Optimizer, SaveStrategy};
 use crate::schedule::{Schedule, ScheduleError};
 use loratune_model::adapter::Init;
 
@@ -364,10 +364,37 @@ impl Loaded {
             return self
                 .conflict(&["warmup_steps", "max_steps"], "the run would end before its warm-up does");
         }
+        self.check_optimizer()?;
         match c.schedule() {
             Ok(_) => Ok(()),
             Err(e) => self.conflict(&["lr_scheduler_kwargs"], &e.to_string()),
         }
+    }
+
+    fn check_optimizer(&self) -> Result<(), ConfigError> {
+        let c = &self.config;
+        let (numbers, switches): (&[&str], &[&str]) = match c.optim {
+            Optimizer::Sgd => (&["momentum", "dampening"], &["nesterov"]),
+            _ => (&[], &[]),
+        };
+        for (name, _) in &c.optim_args.0 {
+            let n = name.as_str();
+            let good = numbers.contains(&n) && c.optim_args.number(n).is_some_and(|x| (0.0..=1.0).contains(&x))
+                || switches.contains(&n) && c.optim_args.switch(n).is_some();
+            if !good {
+                let why = match c.optim {
+                    Optimizer::Sgd => "sgd takes momentum and dampening from 0 to 1, and nesterov, true or false",
+                    _ => "this optimiser takes no arguments; adam_beta1, adam_beta2, adam_epsilon and weight_decay are keys",
+                };
+                return self.conflict(&["optim", "optim_args"], why);
+            }
+        }
+        let momentum = c.optim_args.number("momentum").unwrap_or(0.0);
+        let dampening = c.optim_args.number("dampening").unwrap_or(0.0);
+        if c.optim_args.switch("nesterov") == Some(true) && (momentum == 0.0 || dampening != 0.0) {
+            return self.conflict(&["optim_args"], "nesterov needs a momentum, and no dampening");
+        }
+        Ok(())
     }
 
     fn entry(&self, key: &'static str) -> Entry {
