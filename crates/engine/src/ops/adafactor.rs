@@ -100,7 +100,8 @@ fn run<R: Real>(
         }
     };
     // Partial sums in the order of the pieces: the result does not depend on the threads.
-    let sums: Vec<f64> = update.par_chunks(CHUNK).map(|u| u.iter().map(|u| u.f64() * u.f64()).sum()).collect();
+    let sums: Vec<f64> =
+        update.par_chunks(CHUNK).map(|u| u.iter().map(|u| u.f64() * u.f64()).sum()).collect();
     let rms = (sums.iter().sum::<f64>() / update.len().max(1) as f64).sqrt();
     let factor = R::of(o.lr / (rms / o.clip_threshold).max(1.0));
     let decay = R::of(1.0 - o.weight_decay * o.lr);

@@ -6,9 +6,9 @@ use rayon::prelude::*;
 
 use super::adamw::AdamW;
 use super::lion::Lion;
+use crate::Tensor;
 use crate::error::{Error, Result, check_shape};
 use crate::profile::{self, Pass};
-use crate::Tensor;
 
 /// Numbers that share a scale; bitsandbytes' size for optimisers.
 pub const BLOCK: usize = 256;

@@ -64,8 +64,21 @@ choices! {
     Stage {
         /// Supervised: prompts and responses.
         Sft = "sft",
+        /// Plain text.
+        Pt = "pt",
     }
-    not_yet ["pt", "rm", "ppo", "dpo", "kto"]
+    not_yet ["rm", "ppo", "dpo", "kto"]
+}
+
+choices! {
+    /// Where BOS stands in plain text (`bos_of`).
+    BosOf {
+        /// In the place of each block's first token.
+        Block = "block",
+        /// Before each document.
+        Document = "document",
+    }
+    not_yet []
 }
 
 choices! {

@@ -39,7 +39,9 @@ run_config! {
         init_special_tokens: NewTokens = NewTokens::Noise, LlamaFactory;
     }
     "Method" {
-        /// `sft`: rows of text are trained whole, prompts with responses on the response.
+        /// `sft`: rows of text are trained whole, prompts with responses on the response. `pt`: plain text (or conversations, as
+        /// the template writes them), all documents one after the other in blocks of cutoff_len, trained whole; what fills no
+        /// block at the end is left out.
         stage: Stage = Stage::Sft, LlamaFactory;
         /// `lora` trains adapters on the frozen base, `full` all weights, `freeze` those of some layers.
         finetuning_type: Finetuning = Finetuning::Lora, LlamaFactory;
@@ -134,11 +136,21 @@ run_config! {
         /// Divide cutoff_len between prompt and response in proportion, but keep so many tokens of the response: the rule of
         /// LLaMA-Factory up to 0.7.1, whose default was 1. Left out, its rule since: a side below half is kept whole.
         reserved_label_len: Option<u64> = None, LlamaFactory, rule AT_LEAST_1, words "the later rule";
+        /// The column that holds a row's text, if it has another name than `text`.
+        text_column: Option<String> = None, Trl, alias "dataset_text_field", words "by the row's fields";
+        /// The column that holds a row's messages, as a list or as JSON text.
+        messages_column: Option<String> = None, Loratune, words "by the row's fields";
+        /// With `pt`: end every document with the tokenizer's EOS.
+        add_eos_token: bool = true, AutoTrain;
+        /// With `pt`, where the tokenizer puts BOS before texts: in the place of each `block`'s first token (LLaMA-Factory's way),
+        /// or before each `document` (AutoTrain's).
+        bos_of: BosOf = BosOf::Block, Loratune;
         /// Train on prompts too.
         train_on_prompt: bool = false, LlamaFactory;
         /// Train on the last turn only.
         mask_history: bool = false, LlamaFactory;
-        /// Put rows together up to cutoff_len; rows of a pack never see each other.
+        /// Put rows together up to cutoff_len; rows of a pack never see each other. With `pt` it is on unless set to false, and
+        /// blocks know no borders; false trains each document by itself, cut at cutoff_len.
         packing: bool = false, LlamaFactory,
             differs "packing" "rows of a pack do not see each other, as with LLaMA-Factory's neat_packing and in TRL; with LLaMA-Factory's packing alone, and in AutoTrain, they do";
         /// Keep the order of the data.
@@ -242,6 +254,9 @@ run_config! {
         seed: u64 = 42, HuggingFace;
         /// Seed of the data's order.
         data_seed: Option<u64> = None, HuggingFace, words "seed";
+        /// Mixed precision in float16. Nothing here has arithmetic for it yet: the run computes in float32, which needs no loss
+        /// scaling, and says so.
+        fp16: bool = false, HuggingFace;
         /// Compute in bfloat16; trained weights stay float32.
         bf16: bool = false, HuggingFace;
         /// What computes: `auto` (the first NVIDIA card, else the processor), `cpu`, `cuda` or `cuda:N`.

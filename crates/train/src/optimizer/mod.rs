@@ -3,8 +3,8 @@
 mod groups;
 mod state;
 
-use loratune_engine::ops::{Adafactor, AdamW, Lion, Sgd};
-use loratune_engine::{Gradients, Params, Tensor};
+use loratune_engine::ops::{Adafactor, AdamW, AdamWSteps, Lion, Sgd};
+use loratune_engine::{Device, Error, Gradients, Params, Tensor};
 
 use crate::config::{Optimizer as Choice, RunConfig};
 
@@ -80,15 +80,26 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    pub fn new(params: &Params, config: &RunConfig) -> Optimizer {
+    /// States are where the parameters are.
+    ///
+    /// # Errors
+    /// If their device has no room for them, or the optimiser no kernel there.
+    pub fn new(params: &Params, config: &RunConfig) -> Result<Optimizer, Error> {
         let rule = Rule::new(config);
+        let elsewhere = params.ids().any(|id| params.value(id).device() != Device::Cpu);
+        if elsewhere && !matches!(rule, Rule::AdamW(_)) {
+            return Err(Error::Invalid(format!(
+                "optim is {}, which is computed on the processor only; use adamw_torch, or device: cpu",
+                config.optim.name()
+            )));
+        }
         let group_of = |id| group(params.name(id), params.value(id).shape().len(), config);
-        Optimizer {
+        Ok(Optimizer {
             rule,
             groups: params.ids().map(group_of).collect(),
-            states: params.ids().map(|id| State::new(rule, params.value(id))).collect(),
+            states: params.ids().map(|id| State::new(rule, params.value(id))).collect::<Result<_, _>>()?,
             steps: 0,
-        }
+        })
     }
 
     pub fn steps(&self) -> u64 {
@@ -107,26 +118,32 @@ impl Optimizer {
         grads: &Gradients,
         grad_scale: f64,
         lr: f64,
-    ) -> Result<(), loratune_engine::Error> {
+    ) -> Result<(), Error> {
         grads.check_complete(params)?;
         self.steps += 1;
+        let mut adamw = AdamWSteps::default();
         for id in params.ids() {
             let Some(g) = grads.get(id) else { continue };
             let rule = self.rule.of_group(lr, self.groups[id.index()]);
-            self.states[id.index()].step(rule, params.value_mut(id), g, grad_scale, self.steps)?;
+            let (p, step) = (params.value_mut(id), self.steps);
+            match (rule, &mut self.states[id.index()]) {
+                // On a card all parameters are one pass.
+                (Rule::AdamW(o), State::Adam { m, v }) => adamw.step(p, m, v, g, grad_scale, step, &o)?,
+                (rule, state) => state.step(rule, p, g, grad_scale, step)?,
+            }
         }
-        Ok(())
+        adamw.finish()
     }
 
-    /// The state as named tensors, for a checkpoint.
+    /// The state as named tensors in the host's memory, for a checkpoint.
     ///
     /// # Errors
-    /// None in practice.
-    pub fn tensors(&self, params: &Params) -> Result<Vec<(String, Tensor)>, loratune_engine::Error> {
+    /// If a device fails.
+    pub fn tensors(&self, params: &Params) -> Result<Vec<(String, Tensor)>, Error> {
         let mut all = Vec::new();
         for id in params.ids() {
             for (part, tensor) in self.states[id.index()].tensors()? {
-                all.push((format!("{}.{part}", params.name(id)), tensor));
+                all.push((format!("{}.{part}", params.name(id)), tensor.to_device(Device::Cpu)?));
             }
         }
         Ok(all)
@@ -136,7 +153,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// What `read` says, or that a tensor cannot be a state.
-    pub fn restore<E: From<loratune_engine::Error>>(
+    pub fn restore<E: From<Error>>(
         &mut self,
         params: &Params,
         steps: u64,
@@ -146,7 +163,8 @@ impl Optimizer {
             let state = &mut self.states[id.index()];
             let mut parts = Vec::new();
             for (part, tensor) in state.tensors()? {
-                parts.push(read(&format!("{}.{part}", params.name(id)), tensor.shape())?);
+                let read = read(&format!("{}.{part}", params.name(id)), tensor.shape())?;
+                parts.push(read.to_device(tensor.device())?);
             }
             state.restore(parts)?;
         }

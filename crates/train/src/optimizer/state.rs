@@ -20,31 +20,40 @@ pub(super) enum State {
 }
 
 impl State {
-    pub fn new(rule: Rule, p: &Tensor) -> State {
-        let zeros = || Tensor::zeros(p.dtype(), p.shape());
+    pub fn new(rule: Rule, p: &Tensor) -> Result<State, Error> {
+        let zeros = || p.zeros_like();
         let small = p.numel() < LEAST_8BIT;
-        match rule {
+        Ok(match rule {
             Rule::AdamW8Bit(_) if !small => {
                 State::Adam8 { m: EightBit::zeros(p.numel(), true), v: EightBit::zeros(p.numel(), false) }
             }
-            Rule::AdamW(_) | Rule::AdamW8Bit(_) => State::Adam { m: zeros(), v: zeros() },
+            Rule::AdamW(_) | Rule::AdamW8Bit(_) => State::Adam { m: zeros()?, v: zeros()? },
             Rule::Lion8Bit(_) if !small => State::Momentum8(EightBit::zeros(p.numel(), true)),
-            Rule::Lion(_) | Rule::Lion8Bit(_) => State::Momentum(zeros()),
+            Rule::Lion(_) | Rule::Lion8Bit(_) => State::Momentum(zeros()?),
             Rule::Sgd(o) if o.momentum == 0.0 => State::None,
-            Rule::Sgd(_) => State::Momentum(zeros()),
+            Rule::Sgd(_) => State::Momentum(zeros()?),
             Rule::Adafactor(_) => match *p.shape() {
                 [rows, columns] => State::Factored {
                     row: Tensor::zeros(p.dtype(), &[rows]),
                     column: Tensor::zeros(p.dtype(), &[columns]),
                 },
-                _ => State::Squares(zeros()),
+                _ => State::Squares(zeros()?),
             },
-        }
+        })
     }
 
-    pub fn step(&mut self, rule: Rule, p: &mut Tensor, g: &Tensor, scale: f64, step: u64) -> Result<(), Error> {
+    pub fn step(
+        &mut self,
+        rule: Rule,
+        p: &mut Tensor,
+        g: &Tensor,
+        scale: f64,
+        step: u64,
+    ) -> Result<(), Error> {
         match (rule, self) {
-            (Rule::AdamW(o) | Rule::AdamW8Bit(o), State::Adam { m, v }) => adamw_step(p, m, v, g, scale, step, &o),
+            (Rule::AdamW(o) | Rule::AdamW8Bit(o), State::Adam { m, v }) => {
+                adamw_step(p, m, v, g, scale, step, &o)
+            }
             (Rule::AdamW8Bit(o), State::Adam8 { m, v }) => adamw_8bit_step(p, m, v, g, scale, step, &o),
             (Rule::Lion(o) | Rule::Lion8Bit(o), State::Momentum(m)) => lion_step(p, m, g, scale, &o),
             (Rule::Lion8Bit(o), State::Momentum8(m)) => lion_8bit_step(p, m, g, scale, &o),
@@ -93,7 +102,9 @@ impl State {
                 v.restore(state2, absmax2)?;
             }
             (State::Momentum8(m), [state1, absmax1]) => m.restore(state1, absmax1)?,
-            (_, parts) => return Err(Error::Invalid(format!("{} tensors are no optimiser's state", parts.len()))),
+            (_, parts) => {
+                return Err(Error::Invalid(format!("{} tensors are no optimiser's state", parts.len())));
+            }
         }
         Ok(())
     }
