@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{DataError, Result, RowRef};
 use crate::mask::{MaskError, Masker, Rendered};
+use crate::pretrain::Pretrain;
 use crate::record::{Conversation, Message, Record};
 use crate::template::TurnTemplate;
 use crate::text::Text;
@@ -63,6 +64,12 @@ pub struct EncodeOptions {
     pub mask_history: bool,
     /// Tokens of a packed row, for the report; the packing itself is [`crate::Plan`]'s.
     pub packing: Option<usize>,
+    /// The column that holds a row's text; the row is plain text then, whatever else it has.
+    pub text_column: Option<String>,
+    /// The column that holds a row's messages, as a list or as JSON text; the row is a conversation then.
+    pub messages_column: Option<String>,
+    /// Rows are documents to be trained whole; see [`crate::pretrain`].
+    pub pretrain: Option<Pretrain>,
     /// More variables for the template. Named templates know `enable_thinking` (true unless given, null is the third
     /// choice) and `preserve_thinking`, as LLaMA-Factory does.
     pub template_variables: Map<String, Value>,
@@ -136,6 +143,33 @@ struct Sequence {
 impl Encoder<'_> {
     /// Encodes one record.
     pub fn encode(&self, record: &Record, row: &RowRef) -> Result<Encoded> {
+        match (self.options.pretrain, record) {
+            (Some(pretrain), Record::Text(text)) => Ok(self.truncate(self.document(text, pretrain, row)?)),
+            (Some(_), _) => {
+                let mut encoded = self.supervised(record, row)?;
+                encoded.labels = encoded.input_ids.iter().map(|&id| id as i32).collect();
+                Ok(encoded)
+            }
+            (None, _) => self.supervised(record, row),
+        }
+    }
+
+    /// Plain text, all of it, with the special tokens that were asked for.
+    fn document(&self, text: &str, pretrain: Pretrain, row: &RowRef) -> Result<Sequence> {
+        let mut sequence = self.sequence(text.to_string(), row)?;
+        if pretrain.bos {
+            self.add_bos(&mut sequence);
+        }
+        if let Some(eos) = self.text.eos().filter(|_| pretrain.eos)
+            && sequence.ids.last() != Some(&eos.id)
+        {
+            sequence.push(eos.id);
+        }
+        sequence.labels = sequence.ids.iter().map(|&id| id as i32).collect();
+        Ok(sequence)
+    }
+
+    fn supervised(&self, record: &Record, row: &RowRef) -> Result<Encoded> {
         let sequence = match record {
             Record::Chat(conversation) => match &self.engine {
                 Engine::Masked(masker) => self.chat(masker, conversation, row)?,

@@ -18,6 +18,7 @@ pub mod mix;
 pub mod order;
 pub mod pack;
 mod page;
+pub mod pretrain;
 pub mod read;
 pub mod record;
 pub mod report;

@@ -8,7 +8,7 @@ use crate::cache::{CacheOptions, Key};
 use crate::encode::{EncodeOptions, Encoder, Engine};
 use crate::error::{DataError, Result, nearest};
 use crate::examples::{Examples, Place, Store};
-use crate::formats::convert;
+use crate::formats::convert_columns;
 use crate::mask::{Masker, Specials};
 use crate::mix::{Mix, merge};
 use crate::read::DatasetSource;
@@ -252,7 +252,7 @@ fn sample(
     let Some(source) = sources.get(place.store as usize) else { return Ok(None) };
     let row = set.stores[place.store as usize].source(place.row as usize);
     let Some(row) = find(source, &row)? else { return Ok(None) };
-    let (_, record) = convert(&row, source.attributes.as_ref())?;
+    let (_, record) = convert_columns(&row, source.attributes.as_ref(), encoder.options)?;
     let encoded = encoder.encode(&record, &row.source)?;
     Ok(Some(Sample::new(&encoded, &row.source, encoder.text)))
 }

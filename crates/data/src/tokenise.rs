@@ -9,7 +9,7 @@ use crate::cache::{self, CacheOptions, Found, Key, Writer};
 use crate::encode::{Encoded, Encoder};
 use crate::error::{DataError, Result, RowRef, nearest};
 use crate::examples::{Entry, Store};
-use crate::formats::convert;
+use crate::formats::convert_columns;
 use crate::info::Attributes;
 use crate::read::{DatasetSource, LazyRow, RawRow, Rows};
 use crate::rng::{keyed, permutation};
@@ -180,7 +180,7 @@ pub(crate) fn encode_one(
     row: RawRow,
     bos: Option<u32>,
 ) -> Result<(Encoded, Entry, RowRef)> {
-    let (format, record) = convert(&row, source.attributes.as_ref())?;
+    let (format, record) = convert_columns(&row, source.attributes.as_ref(), encoder.options)?;
     let mut encoded = encoder.encode(&record, &row.source)?;
     let entry = Entry::new(&encoded, format, &row.source, bos);
     // Only the sample's text is shown; the others' would fill memory.

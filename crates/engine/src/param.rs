@@ -113,7 +113,7 @@ impl Gradients {
         self.by_param.get(id.0).and_then(Option::as_ref)
     }
 
-    pub(crate) fn add(&mut self, id: ParamId, grad: Tensor) -> Result<()> {
+    pub fn add(&mut self, id: ParamId, grad: Tensor) -> Result<()> {
         match &mut self.by_param[id.0] {
             Some(sum) => sum.add_assign(&grad)?,
             empty => *empty = Some(grad),

@@ -11,10 +11,10 @@ use loratune_model::files::ModelFiles;
 use loratune_tokenizer::TokenizerBundle;
 use serde_json::{Map, Value};
 
-use crate::config::RunConfig;
+use crate::config::{RunConfig, Stage};
 use crate::error::{Error, Result};
 use crate::feed::{Feed, Streamed};
-use crate::vocabulary;
+use crate::{pretrain, vocabulary};
 
 /// Reads, tokenises and checks everything that a run trains and evaluates on; of a stream the first rows. `started` is when
 /// the run was first started, in seconds since 1970.
@@ -49,6 +49,7 @@ fn load_here(
         streamed(config, spec, options, files, tokenizer)?
     } else {
         let data = load_examples(&spec, tokenizer, &options)?;
+        let data = if config.cuts_blocks() { pretrain::cut(config, data, files, tokenizer)? } else { data };
         check_fits(&data.train, files, tokenizer)?;
         check_fits(&data.eval, files, tokenizer)?;
         let mut feed = Feed::new(data.train, data.eval, config);
@@ -106,14 +107,18 @@ fn options(config: &RunConfig, started: u64) -> EncodeOptions {
         template: config.template.clone(),
         default_system: config.default_system.clone(),
         tool_format: config.tool_format.clone(),
-        cutoff_len: Some(config.cutoff_len as usize),
+        // Documents that are cut into blocks stay whole until then.
+        cutoff_len: (!config.cuts_blocks()).then_some(config.cutoff_len as usize),
+        text_column: config.text_column.clone(),
+        messages_column: config.messages_column.clone(),
+        pretrain: pretrain::documents(config),
         truncation: match config.reserved_label_len {
             Some(n) => Truncation::Proportional(n as usize),
             None => Truncation::Balanced,
         },
-        train_on_prompt: config.train_on_prompt,
+        train_on_prompt: config.train_on_prompt || config.stage == Stage::Pt,
         mask_history: config.mask_history,
-        packing: config.packing.then_some(config.cutoff_len as usize),
+        packing: (config.packing && !config.cuts_blocks()).then_some(config.cutoff_len as usize),
         template_variables,
         now: Some(started),
         ..EncodeOptions::default()

@@ -44,7 +44,7 @@ impl Feed {
     pub fn new(train: Examples, eval: Examples, config: &RunConfig) -> Feed {
         let plan = Plan {
             lengths: (0..train.len()).map(|i| train.length(i)).collect(),
-            capacity: config.packing.then_some(config.cutoff_len as usize),
+            capacity: (config.packing && !config.cuts_blocks()).then_some(config.cutoff_len as usize),
             order: EpochOrder {
                 seed: config.data_seed.unwrap_or(config.seed),
                 shuffle: !config.disable_shuffling,

@@ -10,6 +10,7 @@ mod freeze;
 pub mod model;
 pub mod optimizer;
 pub mod output;
+mod pretrain;
 pub mod progress;
 pub mod report;
 pub mod run;

@@ -330,9 +330,10 @@ fn wrong_values_name_line_key_value_and_expectation() {
             "run.yaml:4: freeze_trainable_layers is `0`; expected a whole number, not 0",
         ),
         (
-            "optim: adamw_8bit\n",
+            "optim: galore_adamw\n",
             &[],
-            "run.yaml:4: optim is `adamw_8bit`: loratune does not have it yet; it has adamw_torch",
+            "run.yaml:4: optim is `galore_adamw`: loratune does not have it yet; it has adamw_torch, adamw_bnb_8bit, adafactor, \
+             sgd, lion_32bit or lion_8bit",
         ),
         (
             "report_to: wandb\n",
@@ -371,11 +372,6 @@ fn keys_of_nobody_and_of_other_tools_are_told_apart() {
             "run.yaml:4: `target_parameters` is PEFT's; loratune does not have it yet; remove it",
         ),
         ("lr: 1e-4\n", "run.yaml:4: `lr` is AutoTrain's; in loratune the key is `learning_rate`"),
-        (
-            "fp16: true\n",
-            "run.yaml:4: `fp16` is Hugging Face's; here it is always `false`: float16 training is not there yet; use \
-             bf16: true",
-        ),
         (
             "logging_nan_inf_filter: true\n",
             "run.yaml:4: `logging_nan_inf_filter` is Hugging Face's; here it is always `false`: a loss that is not finite \

@@ -11,10 +11,12 @@ mod question_answer;
 mod text;
 mod tokens;
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
+use crate::encode::EncodeOptions;
 use crate::error::{DataError, Result, kind_of, nearest};
 use crate::info::{Attributes, Formatting};
 use crate::page::paragraph;
@@ -116,6 +118,49 @@ pub fn recognise(row: &RawRow) -> Result<(&'static Format, Record)> {
         message,
     })?;
     Ok((format, record))
+}
+
+/// As [`convert`], of the columns that the options name, if they name some; those of the dataset's entry do not count then.
+///
+/// # Errors
+/// As [`convert`]; or that the row has no such column.
+pub(crate) fn convert_columns(
+    row: &RawRow,
+    attributes: Option<&Attributes>,
+    options: &EncodeOptions,
+) -> Result<(&'static str, Record)> {
+    match with_columns(row, options)? {
+        Cow::Borrowed(row) => convert(row, attributes),
+        Cow::Owned(row) => convert(&row, None),
+    }
+}
+
+/// The row with the columns that the options name under the names that formats know.
+///
+/// # Errors
+/// That the row has no such column.
+fn with_columns<'a>(row: &'a RawRow, options: &EncodeOptions) -> Result<Cow<'a, RawRow>> {
+    let (column, key) = match (&options.messages_column, &options.text_column) {
+        (Some(column), _) => (column, "messages"),
+        (None, Some(column)) => (column, "text"),
+        (None, None) => return Ok(Cow::Borrowed(row)),
+    };
+    let Some(value) = row.fields.get(column) else {
+        let names: Vec<&str> = row.fields.keys().map(String::as_str).collect();
+        let hint = nearest(column, names.iter().copied());
+        let hint = hint.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+        let message = format!("there is no column `{column}`{hint} (it has {})", names.join(", "));
+        return Err(DataError::Field { row: row.source.clone(), format: key, message });
+    };
+    // AutoTrain's cells hold conversations as text.
+    let value = match value {
+        Value::String(text) if key == "messages" => {
+            serde_json::from_str(text).unwrap_or_else(|_| value.clone())
+        }
+        other => other.clone(),
+    };
+    let fields = Fields::from_iter([(key.to_string(), value)]);
+    Ok(Cow::Owned(RawRow { source: row.source.clone(), fields }))
 }
 
 /// A field one keystroke from an optional field that is absent would be dropped in silence; say so instead.

@@ -150,7 +150,11 @@ impl Plan {
     }
 
     fn render(&self, config: &RunConfig) -> String {
-        let rows = if config.packing { "packs" } else { "rows" };
+        let rows = match (config.cuts_blocks(), config.packing) {
+            (true, _) => "blocks",
+            (false, true) => "packs",
+            (false, false) => "rows",
+        };
         let share = 100.0 * self.trainable_parameters as f64 / self.parameters.max(1) as f64;
         let steps = format!(
             "{} ({} an epoch of {} {rows}, {} × {} a step)",

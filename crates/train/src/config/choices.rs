@@ -64,8 +64,21 @@ choices! {
     Stage {
         /// Supervised: prompts and responses.
         Sft = "sft",
+        /// Plain text.
+        Pt = "pt",
     }
-    not_yet ["pt", "rm", "ppo", "dpo", "kto"]
+    not_yet ["rm", "ppo", "dpo", "kto"]
+}
+
+choices! {
+    /// Where BOS stands in plain text (`bos_of`).
+    BosOf {
+        /// In the place of each block's first token.
+        Block = "block",
+        /// Before each document.
+        Document = "document",
+    }
+    not_yet []
 }
 
 choices! {
@@ -160,12 +173,25 @@ choices! {
     /// The optimiser (`optim`).
     Optimizer {
         /// AdamW with decoupled weight decay, PyTorch's formula.
-        AdamW = "adamw_torch" | "adamw_torch_fused" | "adamw_hf",
+        AdamW = "adamw_torch" | "adamw_torch_fused" | "adamw_hf" | "adamw" | "adamw_apex_fused" | "paged_adamw"
+            | "paged_adamw_32bit",
+        /// AdamW with moments of 8 bits, bitsandbytes'.
+        AdamW8Bit = "adamw_bnb_8bit" | "adamw_8bit" | "paged_adamw_8bit",
+        /// Adafactor, transformers' with a given learning rate.
+        Adafactor = "adafactor",
+        /// Gradient descent with momentum, PyTorch's.
+        Sgd = "sgd",
+        /// Lion, bitsandbytes'.
+        Lion = "lion_32bit" | "lion" | "paged_lion_32bit",
+        /// Lion with a momentum of 8 bits, bitsandbytes'.
+        Lion8Bit = "lion_8bit" | "paged_lion_8bit",
     }
-    not_yet ["adamw_8bit", "adamw_bnb_8bit", "paged_adamw", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor", "sgd",
-             "adagrad", "rmsprop", "lion_32bit", "lion_8bit", "paged_lion_8bit", "paged_lion_32bit", "ademamix",
-             "adamw_apex_fused", "adamw_anyprecision", "adamw_torch_8bit", "adamw_torch_4bit", "galore_adamw",
-             "lomo", "adalomo", "grokadamw", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw", "muon"]
+    not_yet ["adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "ademamix", "ademamix_8bit",
+             "paged_ademamix_32bit", "paged_ademamix_8bit", "adamw_anyprecision", "adamw_torch_8bit", "adamw_torch_4bit",
+             "adamw_torch_xla", "adamw_torch_npu_fused", "galore_adamw", "galore_adamw_8bit", "galore_adafactor",
+             "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo",
+             "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw",
+             "apollo_adamw_layerwise", "stable_adamw", "muon"]
 }
 
 choices! {

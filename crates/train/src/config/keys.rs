@@ -5,6 +5,7 @@
 
 use super::choices::*;
 use super::field::{Field, Iterations, Kwargs, Limit, LogSteps, Resume, Signed, Steps, Targets};
+use super::optim::OptimArgs;
 use super::registry::{Key, Source, or_none, run_config};
 use super::rules::*;
 use super::tokens::TrainedTokens;
@@ -38,7 +39,9 @@ run_config! {
         init_special_tokens: NewTokens = NewTokens::Noise, LlamaFactory;
     }
     "Method" {
-        /// `sft`: rows of text are trained whole, prompts with responses on the response.
+        /// `sft`: rows of text are trained whole, prompts with responses on the response. `pt`: plain text (or conversations, as
+        /// the template writes them), all documents one after the other in blocks of cutoff_len, trained whole; what fills no
+        /// block at the end is left out.
         stage: Stage = Stage::Sft, LlamaFactory;
         /// `lora` trains adapters on the frozen base, `full` all weights, `freeze` those of some layers.
         finetuning_type: Finetuning = Finetuning::Lora, LlamaFactory;
@@ -133,11 +136,21 @@ run_config! {
         /// Divide cutoff_len between prompt and response in proportion, but keep so many tokens of the response: the rule of
         /// LLaMA-Factory up to 0.7.1, whose default was 1. Left out, its rule since: a side below half is kept whole.
         reserved_label_len: Option<u64> = None, LlamaFactory, rule AT_LEAST_1, words "the later rule";
+        /// The column that holds a row's text, if it has another name than `text`.
+        text_column: Option<String> = None, Trl, alias "dataset_text_field", words "by the row's fields";
+        /// The column that holds a row's messages, as a list or as JSON text.
+        messages_column: Option<String> = None, Loratune, words "by the row's fields";
+        /// With `pt`: end every document with the tokenizer's EOS.
+        add_eos_token: bool = true, AutoTrain;
+        /// With `pt`, where the tokenizer puts BOS before texts: in the place of each `block`'s first token (LLaMA-Factory's way),
+        /// or before each `document` (AutoTrain's).
+        bos_of: BosOf = BosOf::Block, Loratune;
         /// Train on prompts too.
         train_on_prompt: bool = false, LlamaFactory;
         /// Train on the last turn only.
         mask_history: bool = false, LlamaFactory;
-        /// Put rows together up to cutoff_len; rows of a pack never see each other.
+        /// Put rows together up to cutoff_len; rows of a pack never see each other. With `pt` it is on unless set to false, and
+        /// blocks know no borders; false trains each document by itself, cut at cutoff_len.
         packing: bool = false, LlamaFactory,
             differs "packing" "rows of a pack do not see each other, as with LLaMA-Factory's neat_packing and in TRL; with LLaMA-Factory's packing alone, and in AutoTrain, they do";
         /// Keep the order of the data.
@@ -221,13 +234,17 @@ run_config! {
         warmup_steps: Steps = Steps::Count(0), HuggingFace, rule NOT_NEGATIVE;
         /// The same as a share of the run.
         warmup_ratio: f64 = 0.0, HuggingFace, rule BELOW_1;
-        /// Optimiser: `adamw_torch` (also spelt `adamw_torch_fused`, `adamw_hf`).
+        /// Optimiser: `adamw_torch` (also `adamw_torch_fused`, `adamw_hf`), `adamw_bnb_8bit` (`adamw_8bit`: moments of 8 bits, a
+        /// quarter of the memory), `adafactor`, `sgd`, `lion_32bit` (`lion`), `lion_8bit`; the `paged_` names mean the same, since
+        /// nothing has to be moved to the processor's memory.
         optim: Optimizer = Optimizer::AdamW, HuggingFace;
-        /// Decoupled weight decay.
+        /// Arguments of `sgd`: `momentum`, `dampening`, `nesterov`.
+        optim_args: OptimArgs = OptimArgs::default(), HuggingFace;
+        /// Weight decay, decoupled from the gradient but for `sgd`.
         weight_decay: f64 = 0.0, HuggingFace, rule NOT_NEGATIVE;
-        /// Decay of AdamW's mean.
+        /// Decay of the mean, of AdamW and Lion.
         adam_beta1: f64 = 0.9, HuggingFace, rule BELOW_1;
-        /// Decay of AdamW's variance.
+        /// Decay of AdamW's variance, and of Lion's momentum (whose paper has 0.99).
         adam_beta2: f64 = 0.999, HuggingFace, rule BELOW_1;
         /// AdamW's ε.
         adam_epsilon: f64 = 1e-8, HuggingFace, rule NOT_NEGATIVE;
@@ -237,6 +254,9 @@ run_config! {
         seed: u64 = 42, HuggingFace;
         /// Seed of the data's order.
         data_seed: Option<u64> = None, HuggingFace, words "seed";
+        /// Mixed precision in float16. Nothing here has arithmetic for it yet: the run computes in float32, which needs no loss
+        /// scaling, and says so.
+        fp16: bool = false, HuggingFace;
         /// Compute in bfloat16; trained weights stay float32.
         bf16: bool = false, HuggingFace;
         /// What computes: `auto` (the first NVIDIA card, else the processor), `cpu`, `cuda` or `cuda:N`.

@@ -14,6 +14,7 @@ mod field;
 mod file;
 mod keys;
 mod load;
+mod optim;
 mod registry;
 mod render;
 mod rules;
@@ -28,12 +29,13 @@ use std::collections::BTreeMap;
 
 pub use autotrain::{help as autotrain_help, markdown as autotrain_markdown};
 pub use choices::{
-    BaseDtype, EvalStrategy, Finetuning, Metric, MixStrategy, NeftuneScale, NewTokens, Optimizer, Reporter,
-    SaveStrategy, Stage, Thinking,
+    BaseDtype, BosOf, EvalStrategy, Finetuning, Metric, MixStrategy, NeftuneScale, NewTokens, Optimizer,
+    Reporter, SaveStrategy, Stage, Thinking,
 };
 pub use error::{ConfigError, Entry, Origin};
 pub use field::{Arity, Field, Iterations, Kwargs, Limit, LogSteps, Problem, Resume, Signed, Steps, Targets};
 pub use keys::{KEYS, RunConfig};
+pub use optim::OptimArgs;
 pub use registry::{Key, Rule, Source};
 pub use secret::{Secret, hidden};
 pub use tokens::{TokenRef, TrainedTokens};

@@ -3,7 +3,7 @@
 
 use super::keys::RunConfig;
 use super::registry::Key;
-use super::{EvalStrategy, Finetuning, Loaded, SaveStrategy};
+use super::{EvalStrategy, Finetuning, Loaded, SaveStrategy, Stage};
 use crate::schedule::ScheduleKind;
 
 type Unused = Vec<(&'static [&'static str], &'static str)>;
@@ -73,6 +73,9 @@ fn by_other_keys(c: &RunConfig) -> Unused {
         unused.push((&["init_special_tokens"], "resize_vocab is off, so there are no new rows"));
     } else if c.train_from_scratch {
         unused.push((&["init_special_tokens"], "train_from_scratch draws all rows"));
+    }
+    if c.stage != Stage::Pt {
+        unused.push((&["add_eos_token", "bos_of"], "stage is not pt"));
     }
     if c.eval_strategy == EvalStrategy::Epoch {
         unused.push((&["eval_steps"], "eval_strategy is epoch"));

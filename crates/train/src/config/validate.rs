@@ -5,7 +5,9 @@ use super::field::{Iterations, Limit, LogSteps, Resume, Steps, Targets};
 use super::keys::{KEYS, RunConfig};
 use super::registry::Key;
 use super::value::Value;
-use super::{BaseDtype, EvalStrategy, Finetuning, Loaded, MixStrategy, NewTokens, SaveStrategy};
+use super::{
+    BaseDtype, EvalStrategy, Finetuning, Loaded, MixStrategy, NewTokens, Optimizer, SaveStrategy, Stage,
+};
 use crate::schedule::{Schedule, ScheduleError};
 use loratune_model::adapter::Init;
 
@@ -120,6 +122,17 @@ impl Loaded {
         if c.data_seed.is_none() {
             c.data_seed = Some(c.seed);
             derived.push(("data_seed", "seed"));
+        }
+        if c.stage == Stage::Pt && !self.origins.get("packing").is_some_and(Origin::is_explicit) {
+            c.packing = true;
+            derived.push(("packing", "with stage pt"));
+        }
+        if c.fp16 {
+            self.notes.push(
+                "fp16: nothing here computes in float16, so the run computes in float32, where losses need no scaling; bf16: true \
+                 would halve the memory"
+                    .into(),
+            );
         }
         if c.dtype == BaseDtype::Auto {
             c.dtype = if c.bf16 { BaseDtype::Bfloat16 } else { BaseDtype::Float32 };
@@ -298,6 +311,37 @@ impl Loaded {
 
     fn check_data(&self) -> Result<(), ConfigError> {
         let c = &self.config;
+        if c.fp16 && c.bf16 {
+            return self.conflict(&["fp16", "bf16"], "a run has one precision; keep one");
+        }
+        if c.text_column.is_some() && c.messages_column.is_some() {
+            return self.conflict(
+                &["text_column", "messages_column"],
+                "a row is a text or a conversation; keep one",
+            );
+        }
+        if c.stage == Stage::Pt {
+            if c.streaming && c.packing {
+                return self.conflict(
+                    &["stage", "streaming"],
+                    "blocks are cut from data in memory; set packing: false to train documents one by one, or streaming: false",
+                );
+            }
+            if c.eval_on_each_dataset && c.packing {
+                return self.conflict(
+                    &["stage", "eval_on_each_dataset"],
+                    "a block can be of two datasets; set eval_on_each_dataset: false, or packing: false",
+                );
+            }
+            for (key, set) in [("mask_history", c.mask_history), ("train_on_prompt", c.train_on_prompt)] {
+                if set && self.origin(key).is_explicit() {
+                    return self.conflict(
+                        &[key, "stage"],
+                        "plain text has no prompts and no history; use stage: sft",
+                    );
+                }
+            }
+        }
         if c.train_on_prompt && c.mask_history {
             return self.conflict(
                 &["train_on_prompt", "mask_history"],
@@ -364,10 +408,42 @@ impl Loaded {
             return self
                 .conflict(&["warmup_steps", "max_steps"], "the run would end before its warm-up does");
         }
+        self.check_optimizer()?;
         match c.schedule() {
             Ok(_) => Ok(()),
             Err(e) => self.conflict(&["lr_scheduler_kwargs"], &e.to_string()),
         }
+    }
+
+    fn check_optimizer(&self) -> Result<(), ConfigError> {
+        let c = &self.config;
+        let (numbers, switches): (&[&str], &[&str]) = match c.optim {
+            Optimizer::Sgd => (&["momentum", "dampening"], &["nesterov"]),
+            _ => (&[], &[]),
+        };
+        for (name, _) in &c.optim_args.0 {
+            let n = name.as_str();
+            let good = numbers.contains(&n)
+                && c.optim_args.number(n).is_some_and(|x| (0.0..=1.0).contains(&x))
+                || switches.contains(&n) && c.optim_args.switch(n).is_some();
+            if !good {
+                let why = match c.optim {
+                    Optimizer::Sgd => {
+                        "sgd takes momentum and dampening from 0 to 1, and nesterov, true or false"
+                    }
+                    _ => {
+                        "this optimiser takes no arguments; adam_beta1, adam_beta2, adam_epsilon and weight_decay are keys"
+                    }
+                };
+                return self.conflict(&["optim", "optim_args"], why);
+            }
+        }
+        let momentum = c.optim_args.number("momentum").unwrap_or(0.0);
+        let dampening = c.optim_args.number("dampening").unwrap_or(0.0);
+        if c.optim_args.switch("nesterov") == Some(true) && (momentum == 0.0 || dampening != 0.0) {
+            return self.conflict(&["optim_args"], "nesterov needs a momentum, and no dampening");
+        }
+        Ok(())
     }
 
     fn entry(&self, key: &'static str) -> Entry {

@@ -60,7 +60,7 @@ pub static FLAGS: &[Flag] = &[
         &[],
         Together("the name in data_path of what to evaluate on; without it nothing is evaluated"),
     ),
-    word("text_column", &[], Together("`text_column`")),
+    word("text_column", &[], Together("`text_column`, or `messages_column` with a chat_template")),
     word(
         "trainer",
         &[],
@@ -145,6 +145,7 @@ pub fn find(name: &str) -> Option<&'static Flag> {
 /// AutoTrain's defaults where they differ from ours, whatever else is said.
 pub(super) const DEFAULTS: &[(&str, &str)] = &[
     ("stage", "pt"),
+    ("bos_of", "document"),
     ("finetuning_type", "full"),
     ("per_device_train_batch_size", "2"),
     ("per_device_eval_batch_size", "2"),

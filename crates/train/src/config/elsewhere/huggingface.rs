@@ -9,7 +9,6 @@ const BATCHES: &str = "batches are made in the training process";
 
 pub(super) const KEYS: &[Group] = &[
     (Needless("eval_strategy decides"), &["do_eval"]),
-    (Only(&["false"], "float16 training is not there yet; use bf16: true"), &["fp16"]),
     (Only(&["false"], "a loss that is not finite is never hidden"), &["logging_nan_inf_filter"]),
     (
         Only(&["false"], "recomputing activations is not there yet"),
@@ -114,7 +113,6 @@ pub(super) const KEYS: &[Group] = &[
             "label_smoothing_factor",
             "logging_dir",
             "logging_first_step",
-            "optim_args",
             "optim_target_modules",
             "predict_with_generate",
             "project",

@@ -1,7 +1,4 @@
-//! The optimiser and its parameter groups.
-
-use loratune_engine::ops::{AdamW, AdamWSteps};
-use loratune_engine::{Device, Error, Gradients, Params, Tensor};
+//! Parameter groups: what differs between parameters in learning rate and decay.
 
 use crate::config::RunConfig;
 
@@ -21,7 +18,7 @@ const LORA_PLUS_EMBEDDING: f64 = 1e-6;
 /// With LoRA+ (Hayou et al., arXiv 2402.12354) in the groups of PEFT's `create_loraplus_optimizer`: adapters on embeddings have
 /// a learning rate of their own; B and everything one-dimensional (biases, DoRA's magnitudes) learn `loraplus_lr_ratio` times
 /// as fast; A, whole matrices and trained rows of tables as without LoRA+. The weight decay is the run's, as in the paper's code (PEFT has a key for it).
-fn group(name: &str, dimensions: usize, config: &RunConfig) -> Group {
+pub(super) fn group(name: &str, dimensions: usize, config: &RunConfig) -> Group {
     let lowercase = name.to_ascii_lowercase();
     // PEFT's LoRA+ decays trained norms, which Hugging Face's `Trainer` does not: its list of norm classes lacks RMSNorm.
     let norm = lowercase.contains("norm") && !config.lora_plus();
@@ -35,103 +32,6 @@ fn group(name: &str, dimensions: usize, config: &RunConfig) -> Group {
         _ => 1.0,
     };
     Group { lr_factor, weight_decay }
-}
-
-/// AdamW over all trainable parameters.
-#[derive(Clone, Debug)]
-pub struct Optimizer {
-    groups: Vec<Group>,
-    /// Running means of the gradients and of their squares, by parameter.
-    m: Vec<Tensor>,
-    v: Vec<Tensor>,
-    /// Updates made.
-    steps: u64,
-    beta1: f64,
-    beta2: f64,
-    eps: f64,
-}
-
-impl Optimizer {
-    /// The moments are where the parameters are.
-    ///
-    /// # Errors
-    /// If their device has no room for them.
-    pub fn new(params: &Params, config: &RunConfig) -> Result<Optimizer, Error> {
-        let zeros =
-            || params.ids().map(|id| params.value(id).zeros_like()).collect::<Result<Vec<_>, Error>>();
-        Ok(Optimizer {
-            groups: params
-                .ids()
-                .map(|id| group(params.name(id), params.value(id).shape().len(), config))
-                .collect(),
-            m: zeros()?,
-            v: zeros()?,
-            steps: 0,
-            beta1: config.adam_beta1,
-            beta2: config.adam_beta2,
-            eps: config.adam_epsilon,
-        })
-    }
-
-    pub fn steps(&self) -> u64 {
-        self.steps
-    }
-
-    /// One update of every parameter with its gradient times `grad_scale`, at learning rate `lr`.
-    pub fn step(
-        &mut self,
-        params: &mut Params,
-        grads: &Gradients,
-        grad_scale: f64,
-        lr: f64,
-    ) -> Result<(), Error> {
-        grads.check_complete(params)?;
-        self.steps += 1;
-        let mut steps = AdamWSteps::default();
-        for id in params.ids() {
-            let Some(g) = grads.get(id) else { continue };
-            let group = self.groups[id.index()];
-            let o = AdamW {
-                lr: lr * group.lr_factor,
-                beta1: self.beta1,
-                beta2: self.beta2,
-                eps: self.eps,
-                weight_decay: group.weight_decay,
-            };
-            let (m, v) = (&mut self.m[id.index()], &mut self.v[id.index()]);
-            steps.step(params.value_mut(id), m, v, g, grad_scale, self.steps, &o)?;
-        }
-        steps.finish()
-    }
-
-    /// The state as named tensors in the host's memory, for a checkpoint.
-    ///
-    /// # Errors
-    /// If a device fails.
-    pub fn tensors(&self, params: &Params) -> Result<Vec<(String, Tensor)>, Error> {
-        let both = params.ids().flat_map(|id| {
-            let (name, i) = (params.name(id), id.index());
-            [(format!("{name}.exp_avg"), &self.m[i]), (format!("{name}.exp_avg_sq"), &self.v[i])]
-        });
-        both.map(|(name, tensor)| Ok((name, tensor.to_device(Device::Cpu)?))).collect()
-    }
-
-    /// Takes the state of a checkpoint; `read(name, shape)` gives each tensor.
-    pub fn restore<E: From<Error>>(
-        &mut self,
-        params: &Params,
-        steps: u64,
-        mut read: impl FnMut(&str, &[usize]) -> Result<Tensor, E>,
-    ) -> Result<(), E> {
-        for id in params.ids() {
-            let (name, i) = (params.name(id), id.index());
-            let device = self.m[i].device();
-            self.m[i] = read(&format!("{name}.exp_avg"), self.m[i].shape())?.to_device(device)?;
-            self.v[i] = read(&format!("{name}.exp_avg_sq"), self.v[i].shape())?.to_device(device)?;
-        }
-        self.steps = steps;
-        Ok(())
-    }
 }
 
 #[cfg(test)]
