@@ -282,7 +282,7 @@ pub struct ChatArgs {
     pub answer: AnswerArgs,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples: loratune inspect models/base\n\
                   \u{20}         loratune inspect runs/first\n\
                   \u{20}         loratune inspect data/train.jsonl --model models/base --row 7")]

@@ -2,9 +2,11 @@
 
 mod cli;
 mod commands;
+mod hub;
 mod load;
 mod output;
 mod progress;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
     let global = &cli.global;
+    hub::set_quiet(global.quiet);
     match &cli.command {
         Command::Quickstart(args) => return commands::quickstart::run(args, global),
         Command::Train(args) => return commands::train::run(FrontEnd::Keys, &args.run, global),

@@ -205,8 +205,8 @@ pub(crate) fn write_card(trainer: &Trainer<'_>, eval_loss: Option<f64>) -> Resul
     let hyperparameters = described.chain(others).collect();
     let card = Card {
         name: dir.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned()),
-        base_model: config.model_name_or_path.clone(),
-        base_is_on_hub: false,
+        base_model: trainer.model.base.name.clone(),
+        base_is_on_hub: trainer.model.base.on_hub,
         kind: kind(trainer),
         from_scratch: config.train_from_scratch,
         datasets: config.dataset.clone(),

@@ -10,13 +10,14 @@ use loratune_engine::{DType, Device};
 use loratune_train::checkpoint::Start;
 use loratune_train::config::{Finetuning, Key, Loaded, RunConfig, Value};
 use loratune_train::model::dtypes;
-use loratune_train::run::{Outcome, Prepared, peak_memory, prepare};
+use loratune_train::run::{Outcome, Prepared, peak_memory, prepare_located};
 use loratune_train::trainer::Ending;
 use loratune_train::vocabulary::Vocabulary;
 use serde::Serialize;
 use serde_json::json;
 
 use crate::cli::{Global, RunArgs};
+use crate::hub;
 use crate::load::start_threads;
 use crate::output::{self, bytes, duration, field, number, shell_word, thousands};
 use crate::progress::{Progress, Style};
@@ -70,7 +71,8 @@ pub enum Extent {
 /// What is wrong with it, or what happened on the way.
 pub fn execute(loaded: &Loaded, style: Style, extent: Extent, resume: &str) -> Result<ExitCode> {
     let template = loaded.config.template.clone();
-    let prepared = prepare(loaded.config.clone())?;
+    let located = hub::locate(&loaded.config)?;
+    let prepared = prepare_located(loaded.config.clone(), &located)?;
     let plan = Plan::of(&prepared);
     if extent != Extent::Steps {
         introduce(style, loaded, &prepared, &plan, extent == Extent::Plan)?;
