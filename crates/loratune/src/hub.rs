@@ -9,6 +9,7 @@ use loratune_model::files::{ModelFiles, peft};
 use loratune_train::config::RunConfig;
 use loratune_train::located::{Located, OnHub};
 
+use crate::output::Usage;
 use crate::transfer::Transfer;
 
 static QUIET: OnceLock<bool> = OnceLock::new();
@@ -34,7 +35,7 @@ pub fn open(token: Option<Token>) -> Result<Hub> {
 /// When there is neither, telling both.
 pub fn model(named: &Path) -> Result<PathBuf> {
     let fetch = |hub: &Hub, name: &RepoName| hub.model(name, Part::Whole);
-    Ok(find(named, "model", || missing_model(named), fetch)?.map_or_else(|| named.to_path_buf(), |f| f.path))
+    path(named, find(named, &Asking::default(), "model", || missing_model(named), fetch)?)
 }
 
 /// As [`model`], for an adapter.
@@ -42,8 +43,8 @@ pub fn model(named: &Path) -> Result<PathBuf> {
 /// # Errors
 /// As [`model`].
 pub fn adapter(named: &Path) -> Result<PathBuf> {
-    let found = find(named, "adapter", || missing_adapter(named), |hub, name| hub.adapter(name))?;
-    Ok(found.map_or_else(|| named.to_path_buf(), |f| f.path))
+    let fetch = |hub: &Hub, name: &RepoName| hub.adapter(name);
+    path(named, find(named, &Asking::default(), "adapter", || missing_adapter(named), fetch)?)
 }
 
 /// As [`model`], for a model or an adapter.
@@ -51,9 +52,12 @@ pub fn adapter(named: &Path) -> Result<PathBuf> {
 /// # Errors
 /// As [`model`].
 pub fn model_or_adapter(named: &Path) -> Result<PathBuf> {
-    let found =
-        find(named, "model or adapter", || missing_model(named), |hub, name| hub.model_or_adapter(name))?;
-    Ok(found.map_or_else(|| named.to_path_buf(), |f| f.path))
+    let fetch = |hub: &Hub, name: &RepoName| hub.model_or_adapter(name);
+    path(named, find(named, &Asking::default(), "model or adapter", || missing_model(named), fetch)?)
+}
+
+fn path(named: &Path, found: Option<(Fetched, RepoName)>) -> Result<PathBuf> {
+    Ok(found.map_or_else(|| named.to_path_buf(), |(fetched, _)| fetched.path))
 }
 
 /// Finds what a run's configuration names.
@@ -62,22 +66,44 @@ pub fn model_or_adapter(named: &Path) -> Result<PathBuf> {
 /// As [`model`].
 pub fn locate(config: &RunConfig) -> Result<Located> {
     let part = if config.train_from_scratch { Part::WithoutWeights } else { Part::Whole };
+    let on_hub =
+        |(found, name): (Fetched, RepoName)| OnHub { path: found.path, id: name.id, revision: name.revision };
     let named = Path::new(&config.model_name_or_path);
-    let base = |hub: &Hub, name: &RepoName| hub.model(name, part);
-    let on_hub = |named: &Path, found: Option<Fetched>| -> Result<Option<OnHub>> {
-        let Some(found) = found else { return Ok(None) };
-        let name = RepoName::parse(&named.to_string_lossy())?;
-        Ok(Some(OnHub { path: found.path, id: name.id, revision: name.revision }))
-    };
-    let mut located = Located {
-        model: on_hub(named, find(named, "model", || missing_model(named), base)?)?,
-        adapter: None,
-    };
-    if let Some(named) = config.adapter_name_or_path.as_deref().map(Path::new) {
-        let found = find(named, "adapter", || missing_adapter(named), |hub, name| hub.adapter(name))?;
-        located.adapter = on_hub(named, found)?;
+    let asking = Asking { token: token(config)?, revision: config.model_revision.clone() };
+    let fetch = |hub: &Hub, name: &RepoName| hub.model(name, part);
+    let model = find(named, &asking, "model", || missing_model(named), fetch)?.map(on_hub);
+    if let (None, Some(revision)) = (&model, &config.model_revision) {
+        let what = format!(
+            "model_revision is `{revision}`, but {} is a path, which has no revisions",
+            named.display()
+        );
+        return Err(Usage(what).into());
     }
-    Ok(located)
+    let adapter = match config.adapter_name_or_path.as_deref().map(Path::new) {
+        None => None,
+        Some(named) => {
+            let asking = Asking { revision: None, ..asking };
+            let fetch = |hub: &Hub, name: &RepoName| hub.adapter(name);
+            find(named, &asking, "adapter", || missing_adapter(named), fetch)?.map(on_hub)
+        }
+    };
+    Ok(Located { model, adapter })
+}
+
+/// The token that a configuration gives.
+///
+/// # Errors
+/// If it cannot be one.
+pub fn token(config: &RunConfig) -> Result<Option<Token>> {
+    let Some(token) = &config.hub_token else { return Ok(None) };
+    Token::new(token.reveal(), "hub_token").map_err(|e| Usage(e.to_string()).into())
+}
+
+/// Who asks the hub, and for which revision.
+#[derive(Default)]
+struct Asking {
+    token: Option<Token>,
+    revision: Option<String>,
 }
 
 fn missing_model(path: &Path) -> anyhow::Error {
@@ -91,10 +117,11 @@ fn missing_adapter(path: &Path) -> anyhow::Error {
 /// What a name stands for on the hub; `None` if there is something at it as a path.
 fn find(
     named: &Path,
+    asking: &Asking,
     what: &str,
     missing: impl Fn() -> anyhow::Error,
     fetch: impl Fn(&Hub, &RepoName) -> loratune_hub::Result<Fetched>,
-) -> Result<Option<Fetched>> {
+) -> Result<Option<(Fetched, RepoName)>> {
     // What cannot be looked at is left to whoever opens it, who says why.
     if named.try_exists().unwrap_or(true) {
         return Ok(None);
@@ -102,8 +129,9 @@ fn find(
     let Some(name) = named.to_str().and_then(|text| RepoName::parse(text).ok()) else {
         return Err(missing());
     };
-    match fetch(&open(None)?, &name) {
-        Ok(found) => Ok(Some(found)),
+    let name = name.at(asking.revision.as_deref()).map_err(|e| Usage(e.to_string()))?;
+    match fetch(&open(asking.token.clone())?, &name) {
+        Ok(found) => Ok(Some((found, name))),
         Err(e) if e.is_unknown_name() => Err(both(missing(), what, e)),
         Err(e) => Err(e.into()),
     }

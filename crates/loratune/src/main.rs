@@ -6,6 +6,7 @@ mod hub;
 mod load;
 mod output;
 mod progress;
+mod pushing;
 mod transfer;
 
 use std::process::ExitCode;
@@ -47,6 +48,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Unmerge(args) => commands::unmerge::run(args, global)?,
         Command::Convert(args) => commands::convert::run(args, global)?,
         Command::Combine(args) => commands::combine::run(args, global)?,
+        Command::Push(args) => commands::push::run(args, global)?,
         Command::Chat(args) => commands::chat::run(args, global)?,
         Command::Inspect(args) => commands::inspect::run(args, global)?,
         Command::Generate(args) => commands::generate::run(args, global)?,

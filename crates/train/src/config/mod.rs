@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 
 pub use autotrain::{help as autotrain_help, markdown as autotrain_markdown};
 pub use choices::{
-    BaseDtype, EvalStrategy, Finetuning, Metric, MixStrategy, NeftuneScale, NewTokens, Optimizer, Reporter,
+    BaseDtype, EvalStrategy, Finetuning, HubStrategy, Metric, MixStrategy, NeftuneScale, NewTokens, Optimizer, Reporter,
     SaveStrategy, Stage, Thinking,
 };
 pub use error::{ConfigError, Entry, Origin};
