@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Result;
-use loratune_hub::{Fetched, Hub, HubError, Part, RepoName, Settings, Token};
+use loratune_data::{DatasetHub, DatasetSource, HubDataset};
+use loratune_hub::{DatasetPart, Fetched, Hub, HubError, Part, RepoName, Settings, Token};
 use loratune_model::files::{ModelFiles, peft};
 use loratune_train::config::RunConfig;
 use loratune_train::located::{Located, OnHub};
 
-use crate::output::Usage;
+use crate::output::{self, Usage};
 use crate::transfer::Transfer;
 
 static QUIET: OnceLock<bool> = OnceLock::new();
@@ -60,6 +61,27 @@ fn path(named: &Path, found: Option<(Fetched, RepoName)>) -> Result<PathBuf> {
     Ok(found.map_or_else(|| named.to_path_buf(), |(fetched, _)| fetched.path))
 }
 
+/// The dataset that a command line names: a path, or the training split of one on the hub.
+///
+/// # Errors
+/// As [`model`], for names; what is wrong with a path is told by whoever reads it.
+pub fn dataset(named: &Path) -> Result<DatasetSource> {
+    let name = named.to_str().filter(|text| text.contains('/')).and_then(|text| RepoName::parse(text).ok());
+    let Some(name) = name.filter(|_| !named.try_exists().unwrap_or(true)) else {
+        return Ok(DatasetSource::new(named));
+    };
+    match open(None)?.dataset(&name, DatasetPart::default()) {
+        Ok(found) => {
+            Ok(DatasetSource { name: name.to_string(), files: found.files, ..DatasetSource::default() })
+        }
+        Err(e) if e.is_unknown_name() => {
+            let missing = anyhow::anyhow!("{} does not exist", named.display());
+            Err(both(missing, "dataset", e))
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Finds what a run's configuration names.
 ///
 /// # Errors
@@ -97,6 +119,44 @@ pub fn locate(config: &RunConfig) -> Result<Located> {
 pub fn token(config: &RunConfig) -> Result<Option<Token>> {
     let Some(token) = &config.hub_token else { return Ok(None) };
     Token::new(token.reveal(), "hub_token").map_err(|e| Usage(e.to_string()).into())
+}
+
+/// Datasets from the hub.
+#[derive(Default)]
+pub struct Datasets {
+    token: Option<Token>,
+}
+
+impl Datasets {
+    /// With the token of a configuration.
+    ///
+    /// # Errors
+    /// If it cannot be one.
+    pub fn of(config: &RunConfig) -> Result<Datasets> {
+        Ok(Datasets { token: token(config)? })
+    }
+
+    fn get(&self, name: &RepoName, part: DatasetPart<'_>) -> Result<Vec<PathBuf>, String> {
+        let hub = open(self.token.clone()).map_err(|e| output::message(&e))?;
+        hub.dataset(name, part).map(|found| found.files).map_err(|e| e.to_string())
+    }
+}
+
+impl DatasetHub for Datasets {
+    fn fetch(&self, wanted: &HubDataset) -> Result<Vec<PathBuf>, String> {
+        let name = RepoName::parse(&wanted.repository).map_err(|e| e.to_string())?;
+        let HubDataset { subset, split, folder, .. } = wanted;
+        let part =
+            DatasetPart { subset: subset.as_deref(), split: split.as_deref(), folder: folder.as_deref() };
+        self.get(&name, part)
+    }
+
+    fn file(&self, repository: &str, name: &str) -> Result<PathBuf, String> {
+        let repository = RepoName::parse(repository).map_err(|e| e.to_string())?;
+        let name = RepoName { file: Some(name.to_string()), ..repository };
+        let mut files = self.get(&name, DatasetPart::default())?;
+        files.pop().ok_or_else(|| format!("`{name}` is not there"))
+    }
 }
 
 /// Who asks the hub, and for which revision.

@@ -128,6 +128,38 @@ fn a_run_on_a_name_says_where_its_base_is() {
 }
 
 #[test]
+fn datasets_have_names_too() {
+    let (place, server) = (Place::new(), hub());
+    let (train, eval) = (fs::read(rows("train")).unwrap(), fs::read(rows("eval")).unwrap());
+    let files: &[(&str, &[u8])] = &[("README.md", b"# rows"), ("train.jsonl", &train), ("test.jsonl", &eval)];
+    server.commit("datasets/org/rows", files);
+    let model = format!("model_name_or_path={}", model(BASE));
+    let settings = |dataset: &str, out: &str| -> Vec<String> {
+        let rest = [model.clone(), format!("dataset={dataset}"), format!("output_dir={out}")];
+        let fixed = ["max_steps=2", "lora_rank=2", "save_strategy=no", "plot_loss=false"].map(String::from);
+        ["train".to_string()].into_iter().chain(rest).chain(fixed).collect()
+    };
+    let train = |dataset: &str, out: &str| {
+        let words = settings(dataset, out);
+        run(&place, &server, &words.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    train("org/rows", "named").ok();
+    train(&rows("train"), "path").ok();
+    assert_eq!(place.read("named/adapter_model.safetensors"), place.read("path/adapter_model.safetensors"));
+    train("org/nothing", "x")
+        .fails(1, &["has no dataset `org/nothing`", "there is no such path, here or in data"]);
+    // LLaMA-Factory's index may name one, with its split.
+    fs::create_dir(place.path("data")).unwrap();
+    fs::write(
+        place.path("data/dataset_info.json"),
+        r#"{"mine": {"hf_hub_url": "org/rows", "split": "test"}}"#,
+    )
+    .unwrap();
+    train("mine", "indexed").ok();
+    run(&place, &server, &["eval", "--model", "org/base", "--dataset", "org/rows", "--json"]).ok();
+}
+
+#[test]
 fn both_places_are_told_where_nothing_is() {
     let (place, server) = (Place::new(), hub());
     fs::create_dir_all(place.path("models/SmolLM2")).unwrap();

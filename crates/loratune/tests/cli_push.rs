@@ -188,6 +188,7 @@ fn a_push_that_fails_loses_nothing() {
 
 #[test]
 fn autotrains_line_pushes() {
+    // Plain texts (`stage: pt`), AutoTrain's default, are another piece of work.
     let (place, server) = (Place::new(), hub());
     fs::create_dir(place.path("data")).unwrap();
     let rows: String = (0..8).map(|i| format!("{{\"text\": \"a b {i}\"}}\n")).collect();

@@ -65,11 +65,7 @@ pub fn prepare(config: RunConfig) -> Result<Prepared> {
 ///
 /// # Errors
 /// As [`prepare`].
-pub fn prepare_with(
-    config: RunConfig,
-    located: &Located,
-    hub: Option<&dyn DatasetHub>,
-) -> Result<Prepared> {
+pub fn prepare_with(config: RunConfig, located: &Located, hub: Option<&dyn DatasetHub>) -> Result<Prepared> {
     let (output, start) = Output::inspect(&config)?;
     let mut device = config.device.open()?;
     let started = match &start {

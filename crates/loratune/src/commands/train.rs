@@ -10,14 +10,14 @@ use loratune_engine::{DType, Device};
 use loratune_train::checkpoint::Start;
 use loratune_train::config::{Finetuning, Key, Loaded, RunConfig, Value};
 use loratune_train::model::dtypes;
-use loratune_train::run::{Outcome, Prepared, peak_memory, prepare_located};
+use loratune_train::run::{Outcome, Prepared, peak_memory, prepare_with};
 use loratune_train::trainer::Ending;
 use loratune_train::vocabulary::Vocabulary;
 use serde::Serialize;
 use serde_json::json;
 
 use crate::cli::{Global, RunArgs};
-use crate::hub;
+use crate::hub::{self, Datasets};
 use crate::load::start_threads;
 use crate::output::{self, bytes, duration, field, number, shell_word, thousands};
 use crate::progress::{Progress, Style};
@@ -75,7 +75,8 @@ pub fn execute(loaded: &Loaded, style: Style, extent: Extent, resume: &str) -> R
     let mut config = loaded.config.clone();
     let mut pushing = Pushing::of(&mut config)?;
     let located = hub::locate(&config)?;
-    let prepared = prepare_located(config, &located)?;
+    let datasets = Datasets::of(&config)?;
+    let prepared = prepare_with(config, &located, Some(&datasets))?;
     let plan = Plan::of(&prepared);
     if extent != Extent::Steps {
         introduce(style, loaded, &prepared, &plan, extent == Extent::Plan)?;
