@@ -148,14 +148,6 @@ fn datasets_have_names_too() {
     assert_eq!(place.read("named/adapter_model.safetensors"), place.read("path/adapter_model.safetensors"));
     train("org/nothing", "x")
         .fails(1, &["has no dataset `org/nothing`", "there is no such path, here or in data"]);
-    // LLaMA-Factory's index may name one, with its split.
-    fs::create_dir(place.path("data")).unwrap();
-    fs::write(
-        place.path("data/dataset_info.json"),
-        r#"{"mine": {"hf_hub_url": "org/rows", "split": "test"}}"#,
-    )
-    .unwrap();
-    train("mine", "indexed").ok();
     run(&place, &server, &["eval", "--model", "org/base", "--dataset", "org/rows", "--json"]).ok();
 }
 
