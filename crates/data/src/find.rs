@@ -100,7 +100,7 @@ impl<'a> Finder<'a> {
             return Ok(source);
         }
         if self.hub.is_some() && is_repository(name) {
-            return self.online(name);
+            return self.online(name).map_err(|e| self.nowhere(e));
         }
         Err(self.unknown(name))
     }
@@ -143,6 +143,17 @@ impl<'a> Finder<'a> {
         let wanted = HubDataset { repository: name.into(), ..HubDataset::default() };
         let files = fetch(self.hub, &wanted)?;
         Ok(DatasetSource { name: name.into(), files, ..DatasetSource::default() })
+    }
+
+    /// The hub's error about a name that was looked for here first.
+    fn nowhere(&self, e: DataError) -> DataError {
+        match e {
+            DataError::Hub { repository, message } => {
+                let here = format!("there is no such path, here or in {}", self.dataset_dir);
+                DataError::Hub { repository, message: format!("{message} ({here})") }
+            }
+            other => other,
+        }
     }
 
     fn unknown(&self, name: &str) -> DataError {

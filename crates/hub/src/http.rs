@@ -121,7 +121,10 @@ impl Client {
                     Some(seconds) => std::thread::sleep(seconds.map_or(pause, Duration::from_secs)),
                 },
                 Err(Failure::Fatal(e)) => return Err(e),
-                Err(Failure::Broken(e)) if last || !(request.repeatable || never_sent(&e)) => {
+                // A host that is not there will hardly come; a name that was meant as a path should fail soon.
+                Err(Failure::Broken(e))
+                    if last || (never_sent(&e) && tried > 0) || !(request.repeatable || never_sent(&e)) =>
+                {
                     return Err(self.unreachable(&request.action, &request.url, &e));
                 }
                 Err(Failure::Broken(_)) => std::thread::sleep(pause),

@@ -91,6 +91,17 @@ impl Hub {
         self.planned(name, |all| select::adapter(name, all))
     }
 
+    /// The files of a repository that may be either.
+    ///
+    /// # Errors
+    /// As [`Hub::model`].
+    pub fn model_or_adapter(&self, name: &RepoName) -> Result<Fetched> {
+        self.planned(name, |all| match all.iter().any(|f| f == "adapter_config.json") {
+            true => select::adapter(name, all),
+            false => select::model(name, all, Part::Whole),
+        })
+    }
+
     fn planned(&self, name: &RepoName, choose: impl Fn(&[String]) -> Result<Plan>) -> Result<Fetched> {
         let repo = self.repo(Kind::Model, name)?;
         let plan = repo.choose(choose)?;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod export;
+mod push;
 mod tools;
 mod words;
 
@@ -13,6 +14,7 @@ use loratune_train::config::KEYS;
 
 pub use bench::{BenchArgs, BenchCommand, BenchMethod, BenchOpsArgs, BenchStepArgs};
 pub use export::{ExportArgs, GgufArg, gigabytes};
+pub use push::PushArgs;
 pub use tools::{CombineArgs, ConvertArgs, ConvertTo, MergeArgs, StorageDtype, SvdKind, UnmergeArgs};
 pub use words::arrange;
 
@@ -62,6 +64,8 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Add up adapters with weights, or merge them by TIES or DARE.
     Combine(CombineArgs),
+    /// Upload an adapter or a model to the hub.
+    Push(PushArgs),
     /// Let a model answer prompts.
     Generate(GenerateArgs),
     /// Talk with a model.
@@ -136,10 +140,11 @@ pub struct RunArgs {
 /// A model to run.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// The model: a Hugging Face folder or a GGUF file.
+    /// The model: a Hugging Face folder, a GGUF file, or a name on the hub (org/name, org/name@revision,
+    /// org/name:file.gguf).
     #[arg(short, long, value_name = "PATH", help_heading = "Model")]
     pub model: PathBuf,
-    /// An adapter for it, in PEFT's format: what a run leaves in its folder.
+    /// An adapter for it, in PEFT's format: what a run leaves in its folder, or a name on the hub.
     #[arg(short, long, value_name = "FOLDER", help_heading = "Model")]
     pub adapter: Option<PathBuf>,
 }
@@ -147,10 +152,11 @@ pub struct ModelArgs {
 /// A model to run, perhaps with several adapters that share its weights.
 #[derive(Debug, Args)]
 pub struct ModelsArgs {
-    /// The model: a Hugging Face folder or a GGUF file.
+    /// The model: a Hugging Face folder, a GGUF file, or a name on the hub (org/name, org/name@revision,
+    /// org/name:file.gguf).
     #[arg(short, long, value_name = "PATH", help_heading = "Model")]
     pub model: PathBuf,
-    /// An adapter for it, in PEFT's format: what a run leaves in its folder; give the option again for more.
+    /// An adapter for it, in PEFT's format: what a run leaves in its folder, or a name on the hub; give the option again for more.
     #[arg(short, long, value_name = "[NAME=]FOLDER", help_heading = "Model")]
     pub adapter: Vec<PathBuf>,
 }
@@ -282,7 +288,7 @@ pub struct ChatArgs {
     pub answer: AnswerArgs,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples: loratune inspect models/base\n\
                   \u{20}         loratune inspect runs/first\n\
                   \u{20}         loratune inspect data/train.jsonl --model models/base --row 7")]

@@ -14,6 +14,7 @@ use loratune_model::{Decoder, load, vocabulary};
 use loratune_tokenizer::TokenizerBundle;
 
 use crate::cli::{Global, ModelArgs};
+use crate::hub;
 use crate::output::Usage;
 
 /// A model's weights, on which any number of adapters can stand without copying them.
@@ -29,7 +30,7 @@ impl Base {
     /// # Errors
     /// What is missing or broken, by file.
     pub fn open(model: &Path, dtype: DType) -> Result<Base> {
-        let files = ModelFiles::open(model)?;
+        let files = model_files(model)?;
         let tokenizer = files.tokenizer()?;
         let decoder = load::decoder(&files, Dtypes::both(dtype), &mut Params::new(), &Trained::Nothing)?;
         Ok(Base { files: Arc::new(files), tokenizer: Arc::new(tokenizer), decoder })
@@ -83,14 +84,23 @@ pub struct Adapter {
     pub saved: SavedAdapter,
 }
 
-/// Reads an adapter's folder.
+/// Reads an adapter: its folder, or one from the hub.
 ///
 /// # Errors
 /// What is missing or broken, by file.
 pub fn read_adapter(path: &Path) -> Result<Adapter> {
-    let (config, tensors) = peft::read_adapter(path)?;
+    let folder = hub::adapter(path)?;
+    let (config, tensors) = peft::read_adapter(&folder)?;
     let saved = SavedAdapter { name: path.display().to_string(), config, tensors };
-    Ok(Adapter { folder: path.to_path_buf(), saved })
+    Ok(Adapter { folder, saved })
+}
+
+/// Opens a model that is named by its path or by its name on the hub.
+///
+/// # Errors
+/// What is missing or broken, by file.
+pub fn model_files(named: &Path) -> Result<ModelFiles> {
+    Ok(ModelFiles::open(&hub::model(named)?)?)
 }
 
 /// PEFT's name of the model without an adapter.

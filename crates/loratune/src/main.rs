@@ -2,9 +2,12 @@
 
 mod cli;
 mod commands;
+mod hub;
 mod load;
 mod output;
 mod progress;
+mod pushing;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
     let global = &cli.global;
+    hub::set_quiet(global.quiet);
     match &cli.command {
         Command::Quickstart(args) => return commands::quickstart::run(args, global),
         Command::Train(args) => return commands::train::run(FrontEnd::Keys, &args.run, global),
@@ -44,6 +48,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Unmerge(args) => commands::unmerge::run(args, global)?,
         Command::Convert(args) => commands::convert::run(args, global)?,
         Command::Combine(args) => commands::combine::run(args, global)?,
+        Command::Push(args) => commands::push::run(args, global)?,
         Command::Chat(args) => commands::chat::run(args, global)?,
         Command::Inspect(args) => commands::inspect::run(args, global)?,
         Command::Generate(args) => commands::generate::run(args, global)?,

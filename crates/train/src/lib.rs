@@ -7,6 +7,7 @@ pub mod error;
 pub mod evaluate;
 pub mod feed;
 mod freeze;
+pub mod located;
 pub mod model;
 pub mod optimizer;
 pub mod output;

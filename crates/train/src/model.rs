@@ -16,6 +16,7 @@ use loratune_tokenizer::TokenizerBundle;
 use crate::config::{BaseDtype, Finetuning, NeftuneScale, RunConfig, Targets, TokenRef, TrainedTokens};
 use crate::error::{Error, Result};
 use crate::freeze;
+use crate::located::Located;
 
 /// What is trained.
 #[derive(Debug)]
@@ -33,12 +34,33 @@ pub struct TrainedModel {
     pub decoder: Decoder,
     pub params: Params,
     pub method: Method,
-    /// The base as the configuration names it.
-    pub base_path: String,
+    /// The base as others may call it: by its name on the hub, or as the configuration does.
+    pub base: BaseName,
     /// Write what changed its base as plain LoRA on the untouched one.
     convert: bool,
     /// The tokenizer is not the base's own: checkpoints hold it too.
     pub(crate) own_tokenizer: bool,
+}
+
+/// What a base is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseName {
+    /// A path, or `org/name`.
+    pub name: String,
+    pub on_hub: bool,
+    /// On the hub: branch, tag or commit, if one was asked for.
+    pub revision: Option<String>,
+}
+
+impl BaseName {
+    fn of(config: &RunConfig, located: &Located) -> BaseName {
+        match &located.model {
+            Some(model) => {
+                BaseName { name: model.id.clone(), on_hub: true, revision: model.revision.clone() }
+            }
+            None => BaseName { name: config.model_name_or_path.clone(), on_hub: false, revision: None },
+        }
+    }
 }
 
 /// Folder of a result for the base without what a PiSSA or OLoRA adapter took out of it.
@@ -118,15 +140,16 @@ impl TrainedModel {
     /// run will go on from, if any: what an initialiser took out of the base is taken from there, not found anew.
     pub fn open(
         config: &RunConfig,
+        located: &Located,
         files: ModelFiles,
         tokenizer: TokenizerBundle,
         checkpoint: Option<&Path>,
     ) -> Result<TrainedModel> {
         let mut params = Params::new();
         let model = files.config.spec.clone();
-        let (spec, saved) = match (config.finetuning_type, &config.adapter_name_or_path) {
+        let (spec, saved) = match (config.finetuning_type, located.adapter_path(config)) {
             (Finetuning::Lora, Some(path)) => {
-                let (saved, tensors) = peft::read_adapter(Path::new(path))?;
+                let (saved, tensors) = peft::read_adapter(path)?;
                 let mut spec = AdapterSpec::from_config(&saved)?;
                 spec.dropout = config.lora_dropout.unwrap_or(spec.dropout);
                 (Some(spec), Some(tensors))
@@ -171,7 +194,7 @@ impl TrainedModel {
             decoder,
             params,
             method,
-            base_path: config.model_name_or_path.clone(),
+            base: BaseName::of(config, located),
             convert: config.pissa_convert,
             own_tokenizer: false,
         })
@@ -195,8 +218,9 @@ impl TrainedModel {
     }
 
     fn save_adapter(&self, dir: &Path, attached: &Attached, base: &str, form: Form) -> Result<()> {
-        let (config, tensors) =
+        let (mut config, tensors) =
             adapter::adapter_files(&self.decoder, &self.params, attached, Some(base), form)?;
+        config.revision = self.base.revision.clone().filter(|_| base == self.base.name);
         with_bytes(&tensors, |views| Ok(peft::write_adapter(dir, &config, views)?))
     }
 
@@ -206,7 +230,7 @@ impl TrainedModel {
             self.tokenizer.save(dir)?;
         }
         match &self.method {
-            Method::Lora(attached) => self.save_adapter(dir, attached, &self.base_path, Form::Plain),
+            Method::Lora(attached) => self.save_adapter(dir, attached, &self.base.name, Form::Plain),
             Method::Whole => self.save_whole(dir, FileDType::F32),
         }
     }
@@ -243,7 +267,7 @@ impl TrainedModel {
         })?;
         replace_dir_atomically(&dir.join(INITIAL_ADAPTER), |dir| -> Result<()> {
             let (config, tensors) =
-                adapter::initial_files(&self.decoder, &self.params, attached, Some(&self.base_path));
+                adapter::initial_files(&self.decoder, &self.params, attached, Some(&self.base.name));
             with_bytes(&tensors, |views| Ok(peft::write_adapter(dir, &config, views)?))
         })?;
         self.save_adapter(dir, attached, &residual.display().to_string(), Form::Raw)

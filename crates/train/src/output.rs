@@ -172,6 +172,13 @@ pub(crate) fn write_card(trainer: &Trainer<'_>, eval_loss: Option<f64>) -> Resul
         "output_dir",
         "overwrite_output_dir",
         "resume_from_checkpoint",
+        "push_to_hub",
+        "hub_model_id",
+        "hub_token",
+        "hub_strategy",
+        "hub_private_repo",
+        "hub_revision",
+        "hub_always_push",
     ];
     // An adapter that was given has its own shape; what the configuration says of one was not used.
     let shape = [
@@ -205,12 +212,13 @@ pub(crate) fn write_card(trainer: &Trainer<'_>, eval_loss: Option<f64>) -> Resul
     let hyperparameters = described.chain(others).collect();
     let card = Card {
         name: dir.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned()),
-        base_model: config.model_name_or_path.clone(),
-        base_is_on_hub: false,
+        base_model: trainer.model.base.name.clone(),
+        base_is_on_hub: trainer.model.base.on_hub,
         kind: kind(trainer),
         from_scratch: config.train_from_scratch,
         datasets: config.dataset.clone(),
         hub_datasets: Vec::new(),
+        repository: config.hub_model_id.clone().filter(|id| config.push_to_hub && id.contains('/')),
         hyperparameters,
         steps: trainer.progress.step,
         epochs: trainer.progress.step as f64 / trainer.feed().steps_per_epoch() as f64,

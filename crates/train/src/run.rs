@@ -12,6 +12,7 @@ use crate::data;
 use crate::error::{Error, Result};
 use crate::evaluate::evaluate;
 use crate::feed::Feed;
+use crate::located::Located;
 use crate::model::{Method, TrainedModel};
 use crate::output::{self, LiveLogs};
 use crate::progress::{Evaluation, StepReport};
@@ -56,14 +57,15 @@ pub struct Outcome {
 /// # Errors
 /// The first thing that is wrong, before anything is written.
 pub fn prepare(config: RunConfig) -> Result<Prepared> {
-    prepare_with(config, None)
+    prepare_with(config, &Located::default(), None)
 }
 
-/// As [`prepare`], with a hub that datasets may come from.
+/// As [`prepare`], where some of what the configuration names lies elsewhere than its name says, and with a hub that datasets
+/// may come from.
 ///
 /// # Errors
 /// As [`prepare`].
-pub fn prepare_with(config: RunConfig, hub: Option<&dyn DatasetHub>) -> Result<Prepared> {
+pub fn prepare_with(config: RunConfig, located: &Located, hub: Option<&dyn DatasetHub>) -> Result<Prepared> {
     let (output, start) = Output::inspect(&config)?;
     let mut device = config.device.open()?;
     let started = match &start {
@@ -72,14 +74,14 @@ pub fn prepare_with(config: RunConfig, hub: Option<&dyn DatasetHub>) -> Result<P
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
         }
     };
-    let Opened { files, tokenizer, mut vocabulary } = vocabulary::open(&config)?;
+    let Opened { files, tokenizer, mut vocabulary } = vocabulary::open(&config, located)?;
     // The data first: it is quick, and what is wrong in a run is most often there.
     let (feed, report) = data::load(&config, hub, &files, &tokenizer, started)?;
     let checkpoint = match &start {
         Start::Resume(path) => Some(path.as_path()),
         Start::Fresh => None,
     };
-    let mut model = TrainedModel::open(&config, files, tokenizer, checkpoint)?;
+    let mut model = TrainedModel::open(&config, located, files, tokenizer, checkpoint)?;
     model.own_tokenizer = vocabulary.own_tokenizer;
     if let (true, Some(what)) = (device.device != Device::Cpu, model.decoder.card_lacks()) {
         let why = format!("{what} are not on NVIDIA cards yet");

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::config::{Finetuning, NewTokens, RunConfig, Value};
 use crate::error::{Error, Result};
+use crate::located::Located;
 use crate::model::TrainedModel;
 
 /// A token that the run added.
@@ -47,15 +48,14 @@ pub(crate) struct Opened {
 ///
 /// # Errors
 /// If a file is missing or broken; if a token that is to be added has no row, and no rows may be made.
-pub(crate) fn open(config: &RunConfig) -> Result<Opened> {
-    let path = Path::new(&config.model_name_or_path);
+pub(crate) fn open(config: &RunConfig, located: &Located) -> Result<Opened> {
+    let path = located.model_path(config);
     let mut files = match config.train_from_scratch {
         true => ModelFiles::open_without_weights(path)?,
         false => ModelFiles::open(path)?,
     };
     let (mut beside, mut adapter_rows) = (None, None);
-    if let (Finetuning::Lora, Some(adapter)) = (config.finetuning_type, &config.adapter_name_or_path) {
-        let adapter = Path::new(adapter);
+    if let (Finetuning::Lora, Some(adapter)) = (config.finetuning_type, located.adapter_path(config)) {
         let (saved, tensors) = peft::read_adapter(adapter)?;
         if let Some(fitted) = vocabulary::fitted(&files, &saved, &tensors)? {
             files = fitted;

@@ -78,7 +78,9 @@ pub fn converse(stream: TcpStream, host: &'static str, state: &Mutex<State>, han
         let mut state = state.lock().unwrap();
         state.log.push(asked.clone());
         let fault = state.fault(&asked.line());
-        let answer = handler(&mut state, &asked);
+        // What is refused, or sent elsewhere, is not done.
+        let is_done = !matches!(fault, Some(What::Status(..) | What::Redirect(_)));
+        let answer = is_done.then(|| handler(&mut state, &asked)).flatten();
         (
             fault,
             answer.unwrap_or_else(|| {

@@ -23,11 +23,11 @@ pub fn run(args: &CombineArgs, global: &Global) -> Result<()> {
     }
     let sources: Vec<&Path> = given.iter().map(|(p, _)| p.as_path()).collect();
     folder::check(&args.output, Kind::Adapter, args.overwrite, &sources)?;
-    let adapters = given
-        .iter()
-        .map(|(path, weight)| Ok((read_adapter(path)?.saved, *weight)))
-        .collect::<Result<Vec<_>>>()?;
-    let tokenizer = folder::common_tokenizer(&sources)?;
+    let read = given.iter().map(|(path, _)| read_adapter(path)).collect::<Result<Vec<_>>>()?;
+    let folders: Vec<&Path> = read.iter().map(|a| a.folder.as_path()).collect();
+    let tokenizer = folder::common_tokenizer(&folders)?;
+    let weights = given.iter().map(|(_, weight)| *weight);
+    let adapters: Vec<_> = read.into_iter().map(|a| a.saved).zip(weights).collect();
     let result = combine::combine(&adapters, &options).map_err(|e| match e {
         combine::Error::Option { option, what } => Usage(format!("--{} {what}", flag(option))).into(),
         other => anyhow::Error::from(other),

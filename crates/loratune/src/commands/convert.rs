@@ -6,11 +6,12 @@ use loratune_model::adapter::convert::{self, AdapterFiles, Decomposition, Loss, 
 use loratune_model::files::atomic::replace_dir_atomically;
 use loratune_model::files::{FileDType, ModelFiles};
 use loratune_model::{load, vocabulary};
+use loratune_tokenizer::TokenizerBundle;
 use serde_json::json;
 
 use super::folder::{self, Failure, INITIAL_ADAPTER, Kind, RESIDUAL_MODEL};
 use crate::cli::{ConvertArgs, ConvertTo, Global, SvdKind};
-use crate::load::{read_adapter, start_threads};
+use crate::load::{Adapter, model_files, read_adapter, start_threads};
 use crate::output::{self, Usage, field, number};
 
 /// What was made.
@@ -28,16 +29,17 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
     let sources = [Some(&args.adapter), args.model.as_ref(), args.initial.as_ref()];
     let sources: Vec<_> = sources.into_iter().flatten().map(|p| p.as_path()).collect();
     folder::check(&args.output, Kind::Adapter, args.overwrite, &sources)?;
-    let adapter = read_adapter(&args.adapter)?.saved;
+    let Adapter { folder, saved: adapter } = read_adapter(&args.adapter)?;
+    let own = folder::common_tokenizer(&[&folder])?;
     check_use(args, &adapter)?;
     let initial = args.initial.as_deref().map(read_adapter).transpose()?.map(|a| a.saved);
-    let mut files = args.model.as_deref().map(ModelFiles::open).transpose()?;
+    let mut files = args.model.as_deref().map(model_files).transpose()?;
     let fitted =
         files.as_ref().map(|f| vocabulary::fitted(f, &adapter.config, &adapter.tensors)).transpose()?;
     files = fitted.flatten().or(files);
     let converted = match (&files, args.to) {
-        (Some(files), ConvertTo::Raw) => to_raw(args, &adapter, files)?,
-        _ => to_lora(args, adapter, initial.as_ref(), files.as_ref())?,
+        (Some(files), ConvertTo::Raw) => to_raw(args, &adapter, files, own)?,
+        _ => to_lora(args, adapter, initial.as_ref(), files.as_ref(), own)?,
     };
     report(args, global, &converted)
 }
@@ -87,6 +89,7 @@ fn to_lora(
     mut adapter: SavedAdapter,
     initial: Option<&SavedAdapter>,
     files: Option<&ModelFiles>,
+    tokenizer: Option<TokenizerBundle>,
 ) -> Result<Converted> {
     let mut made: Option<AdapterFiles> = None;
     let mut how = "";
@@ -111,7 +114,6 @@ fn to_lora(
         how = "exactly, but for rounding: the model was decomposed again as before training";
     }
     let Some(made) = made else { anyhow::bail!("{}: nothing was converted", adapter.name) };
-    let tokenizer = folder::common_tokenizer(&[&args.adapter])?;
     replace_dir_atomically(&args.output, |dir| -> Result<(), Failure> {
         folder::write_adapter(dir, &made)?;
         folder::write_tokenizer(dir, tokenizer.as_ref())
@@ -120,9 +122,13 @@ fn to_lora(
     Ok(Converted { rank: made.0.r, how: how.into(), loss, residual: None })
 }
 
-fn to_raw(args: &ConvertArgs, adapter: &SavedAdapter, files: &ModelFiles) -> Result<Converted> {
+fn to_raw(
+    args: &ConvertArgs,
+    adapter: &SavedAdapter,
+    files: &ModelFiles,
+    own: Option<TokenizerBundle>,
+) -> Result<Converted> {
     let dtype = args.dtype.map_or_else(|| load::file_dtype(files), FileDType::from);
-    let own = folder::common_tokenizer(&[&args.adapter])?;
     let tokenizer = own.as_ref().map_or_else(|| files.tokenizer(), |own| Ok(own.clone()))?;
     let base = args.output.join(RESIDUAL_MODEL).display().to_string();
     let mut rank = 0;

@@ -4,6 +4,8 @@ use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::time::Instant;
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use loratune_data::{DatasetSource, DatasetSpec, EncodeOptions, Example, load_examples};
@@ -17,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::generate::answer_text;
 use crate::cli::{EvalArgs, Global};
+use crate::hub;
 use crate::load::{BASE, Base, LoadedModel, Named, start_threads};
 use crate::output::{self, field, number, thousands};
 
@@ -101,8 +104,11 @@ fn all_examples(args: &EvalArgs, models: &[(String, LoadedModel)]) -> Result<Set
 
 /// The rows as examples, and what should be said about them.
 fn examples(args: &EvalArgs, model: &LoadedModel) -> Result<(Vec<Example>, Vec<String>)> {
-    let source = |path| DatasetSource { max_samples: args.max_samples, ..DatasetSource::new(path) };
-    let spec = DatasetSpec { train: args.dataset.iter().map(source).collect(), ..DatasetSpec::default() };
+    let source = |path: &PathBuf| -> Result<DatasetSource> {
+        Ok(DatasetSource { max_samples: args.max_samples, ..hub::dataset(path)? })
+    };
+    let train = args.dataset.iter().map(source).collect::<Result<_>>()?;
+    let spec = DatasetSpec { train, ..DatasetSpec::default() };
     let options = EncodeOptions {
         template: args.template.clone(),
         cutoff_len: Some(args.cutoff_len.unwrap_or(model.files.config.spec.max_positions)),

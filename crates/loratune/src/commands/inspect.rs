@@ -13,11 +13,13 @@ use loratune_tokenizer::{SpecialToken, TokenizerBundle};
 use serde_json::{Value, json};
 
 use crate::cli::{Global, InspectArgs};
-use crate::load::{LoadedModel, start_threads};
+use crate::hub;
+use crate::load::{LoadedModel, model_files, start_threads};
 use crate::output::{self, Usage, bytes, field, thousands};
 
 pub fn run(args: &InspectArgs, global: &Global) -> Result<()> {
     start_threads(global)?;
+    let args = &InspectArgs { path: hub::model_or_adapter(&args.path)?, ..args.clone() };
     let path = &args.path;
     let has = |name: &str| path.join(name).is_file();
     if has("adapter_config.json") {
@@ -197,7 +199,7 @@ fn dataset(args: &InspectArgs) -> Result<()> {
         let what = "is a dataset: add --model PATH, whose tokenizer and chat template render it";
         return Err(Usage(format!("{} {what}", args.path.display())).into());
     };
-    let files = ModelFiles::open(model)?;
+    let files = model_files(model)?;
     let tokenizer = files.tokenizer()?;
     let spec = DatasetSpec { train: vec![DatasetSource::new(args.path.clone())], ..DatasetSpec::default() };
     let options = EncodeOptions {

@@ -12,6 +12,7 @@ pub mod inspect;
 pub mod merge;
 mod norms;
 mod prompts;
+pub mod push;
 pub mod quickstart;
 pub mod train;
 pub mod unmerge;

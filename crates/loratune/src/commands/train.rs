@@ -10,16 +10,18 @@ use loratune_engine::{DType, Device};
 use loratune_train::checkpoint::Start;
 use loratune_train::config::{Finetuning, Key, Loaded, RunConfig, Value};
 use loratune_train::model::dtypes;
-use loratune_train::run::{Outcome, Prepared, peak_memory, prepare};
+use loratune_train::run::{Outcome, Prepared, peak_memory, prepare_with};
 use loratune_train::trainer::Ending;
 use loratune_train::vocabulary::Vocabulary;
 use serde::Serialize;
 use serde_json::json;
 
 use crate::cli::{Global, RunArgs};
+use crate::hub::{self, Datasets};
 use crate::load::start_threads;
 use crate::output::{self, bytes, duration, field, number, shell_word, thousands};
 use crate::progress::{Progress, Style};
+use crate::pushing::{Pushing, PushingObserver};
 
 /// Exit code of a run that was interrupted: 128 + SIGINT, as shells say it.
 const INTERRUPTED: u8 = 130;
@@ -70,7 +72,11 @@ pub enum Extent {
 /// What is wrong with it, or what happened on the way.
 pub fn execute(loaded: &Loaded, style: Style, extent: Extent, resume: &str) -> Result<ExitCode> {
     let template = loaded.config.template.clone();
-    let prepared = prepare(loaded.config.clone())?;
+    let mut config = loaded.config.clone();
+    let mut pushing = Pushing::of(&mut config)?;
+    let located = hub::locate(&config)?;
+    let datasets = Datasets::of(&config)?;
+    let prepared = prepare_with(config, &located, Some(&datasets))?;
     let plan = Plan::of(&prepared);
     if extent != Extent::Steps {
         introduce(style, loaded, &prepared, &plan, extent == Extent::Plan)?;
@@ -78,14 +84,27 @@ pub fn execute(loaded: &Loaded, style: Style, extent: Extent, resume: &str) -> R
     if extent == Extent::Plan {
         return Ok(ExitCode::SUCCESS);
     }
+    // What cannot be pushed is known before the training, not after.
+    pushing.as_ref().map(Pushing::begin).transpose()?;
     let stop = listen(!matches!(style, Style::Json | Style::Quiet))?;
     let mut progress = Progress::new(style, plan.total_steps, stop);
-    let outcome = prepared.run(&mut progress);
+    let mut observer = PushingObserver { observer: &mut progress, pushing: pushing.as_mut() };
+    let outcome = prepared.run(&mut observer);
     let closed = progress.finish();
+    let troubles = pushing.as_mut().map(Pushing::wait).unwrap_or_default();
+    troubles.iter().for_each(|t| output::note(&format!("note: {t}")));
     let outcome = outcome?;
     let interrupted = matches!(outcome.ending, Ending::Interrupted { .. });
     if !closed && (interrupted || extent == Extent::Everything) {
         conclude(style, &loaded.config, template.as_deref(), &outcome, progress.last_loss, resume)?;
+    }
+    if let Some(pushing) = pushing.as_mut().filter(|_| !interrupted) {
+        let pushed = pushing.result()?;
+        match style {
+            Style::Json => output::json(&json!({"event": "push", "push": super::push::as_json(&pushed)}))?,
+            Style::Quiet => {}
+            Style::Lines => output::print(&super::push::lines(&pushed))?,
+        }
     }
     Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }

@@ -51,7 +51,7 @@ pub fn run(args: &UnmergeArgs, global: &Global) -> Result<()> {
         adapter::unmerge(dir, &model.files, &model.decoder, &model.params, attached, &lengths, dtype)?;
         merged.tokenizer.save(dir)?;
         if let Some(before) = &before {
-            difference = Some(verify::verify(dir, Some(&args.adapter), before, &sequences)?);
+            difference = Some(verify::verify(dir, Some(&adapter.folder), before, &sequences)?);
         }
         Ok(())
     })

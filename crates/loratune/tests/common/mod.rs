@@ -70,6 +70,9 @@ impl Place {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loratune"));
         command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
+        // Nor are names looked up in anybody's cache, or on the network.
+        command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", self.path(".hf"));
+        command.env_remove("HF_HUB_CACHE").env_remove("HF_TOKEN").env_remove("HF_ENDPOINT");
         command.env_remove("RUST_LOG").env_remove("RAYON_NUM_THREADS").env_remove("COLUMNS");
         command
     }

@@ -95,6 +95,21 @@ choices! {
 }
 
 choices! {
+    /// What is pushed to the hub, and when (`hub_strategy`).
+    HubStrategy {
+        /// The result.
+        End = "end",
+        /// Also the model of every checkpoint.
+        EverySave = "every_save",
+        /// Also the newest checkpoint, as `last-checkpoint`.
+        Checkpoint = "checkpoint",
+        /// Also every checkpoint.
+        AllCheckpoints = "all_checkpoints",
+    }
+    not_yet []
+}
+
+choices! {
     /// How new rows of the vocabulary start (`init_special_tokens`).
     NewTokens {
         /// The mean of the old rows, and noise.

@@ -8,6 +8,7 @@ use super::field::{Field, Iterations, Kwargs, Limit, LogSteps, Resume, Signed, S
 use super::optim::OptimArgs;
 use super::registry::{Key, Source, or_none, run_config};
 use super::rules::*;
+use super::secret::Secret;
 use super::tokens::TrainedTokens;
 use crate::schedule::ScheduleKind;
 use loratune_engine::DeviceChoice;
@@ -15,9 +16,12 @@ use loratune_model::adapter::{Bias, Init};
 
 run_config! {
     "Model" {
-        /// The base model: a Hugging Face folder or a GGUF file.
+        /// The base model: a Hugging Face folder, a GGUF file, or a name on the hub (`org/name`, `org/name@revision`,
+        /// `org/name:file.gguf`) if there is no such path.
         model_name_or_path: String = String::new(), HuggingFace, required "model_name_or_path: models/SmolLM2-135M";
-        /// Go on training this PEFT adapter; rank, alpha, targets, and dropout if lora_dropout is not set, are then the adapter's.
+        /// Branch, tag or commit of a base model on the hub.
+        model_revision: Option<String> = None, LlamaFactory, words "main";
+        /// Go on training this PEFT adapter, a folder or a name on the hub; rank, alpha, targets, and dropout if lora_dropout is not set, are then the adapter's.
         adapter_name_or_path: Option<String> = None, LlamaFactory, rule ONE_ADAPTER;
         /// Start from random weights; only the model's config and tokenizer are read.
         train_from_scratch: bool = false, LlamaFactory;
@@ -197,6 +201,23 @@ run_config! {
         plot_loss: bool = true, LlamaFactory;
         /// `tensorboard` or `none` (Hugging Face's default is none).
         report_to: Vec<Reporter> = vec![Reporter::TensorBoard], HuggingFace;
+    }
+    "Hub" {
+        /// Push the result to the hub; see hub_strategy.
+        push_to_hub: bool = false, HuggingFace;
+        /// Repository to push to, made if it is missing; a name without an owner belongs to the token's user.
+        hub_model_id: Option<String> = None, HuggingFace, words "output_dir's name";
+        /// Access token, for downloads too; it is never written anywhere. Better set HF_TOKEN.
+        hub_token: Option<Secret> = None, HuggingFace, alias "hf_hub_token", words "HF_TOKEN, or the token file";
+        /// What is pushed: the result (`end`), also the model of every checkpoint (`every_save`), also the newest checkpoint itself
+        /// in `last-checkpoint` (`checkpoint`), or every one (`all_checkpoints`).
+        hub_strategy: HubStrategy = HubStrategy::EverySave, HuggingFace;
+        /// Whether a repository that is made is private (Hugging Face's default is public). One that exists stays as it is.
+        hub_private_repo: bool = true, HuggingFace;
+        /// Branch to push to, made if it is missing.
+        hub_revision: Option<String> = None, HuggingFace, words "main";
+        /// Push every checkpoint, waiting for the one before; else one is left out while another is on its way.
+        hub_always_push: bool = false, HuggingFace;
     }
     "Evaluation" {
         /// Evaluate: `no`, every eval_steps (`steps`), or after each `epoch`.

@@ -3,7 +3,7 @@
 
 use super::keys::RunConfig;
 use super::registry::Key;
-use super::{EvalStrategy, Finetuning, Loaded, SaveStrategy, Stage};
+use super::{EvalStrategy, Finetuning, HubStrategy, Loaded, SaveStrategy, Stage};
 use crate::schedule::ScheduleKind;
 
 type Unused = Vec<(&'static [&'static str], &'static str)>;
@@ -61,8 +61,17 @@ fn by_method(c: &RunConfig) -> Unused {
     unused
 }
 
+/// What says how a result is pushed.
+const OF_PUSHING: &[&str] =
+    &["hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "hub_always_push"];
+
 fn by_other_keys(c: &RunConfig) -> Unused {
     let mut unused: Unused = Vec::new();
+    if !c.push_to_hub {
+        unused.push((OF_PUSHING, "push_to_hub is off"));
+    } else if c.hub_strategy == HubStrategy::End {
+        unused.push((&["hub_always_push"], "hub_strategy is end"));
+    }
     if c.neftune_noise_alpha.is_none_or(|a| a == 0.0) {
         unused.push((&["neftune_scale"], "neftune_noise_alpha is off"));
     }

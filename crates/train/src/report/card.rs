@@ -26,6 +26,9 @@ impl Kind {
     }
 }
 
+/// What stands in the examples for the folder that the card lies in.
+const HERE: &str = "path/to/this/folder";
+
 /// What the card says.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Card {
@@ -43,6 +46,8 @@ pub struct Card {
     pub datasets: Vec<String>,
     /// Those of them that are hub ids, for the metadata.
     pub hub_datasets: Vec<String>,
+    /// The repository on the hub that the folder is pushed to.
+    pub repository: Option<String>,
     /// Rows of the hyper-parameter table, in order.
     pub hyperparameters: Vec<(String, String)>,
     /// Finished optimiser steps and epochs.
@@ -87,7 +92,12 @@ impl Card {
             out.push_str("![Loss over the steps](training_loss.png)\n\n");
         }
         out.push_str("## Use\n\n");
-        out.push_str(&self.usage());
+        let usage = self.usage();
+        // Folders inside a repository cannot be named so.
+        out.push_str(&match self.repository.as_deref().filter(|_| self.kind != Kind::RawAdapter) {
+            Some(repository) => usage.replace(HERE, repository),
+            None => usage,
+        });
         out.push_str("\n## Training\n\n| hyper-parameter | value |\n|---|---|\n");
         for (name, value) in &self.hyperparameters {
             let _ = writeln!(out, "| {} | {} |", cell(name), cell(value));
