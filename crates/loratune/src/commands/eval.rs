@@ -180,9 +180,12 @@ fn answers(
     Ok(predict::predict(answered, examples, &sampling, args.batch_size, true, done)?)
 }
 
-/// The columns of scores that are asked for: names and how each is read, in percent.
-fn columns(args: &EvalArgs) -> Vec<(&'static str, fn(&Scores) -> f64)> {
-    let mut columns: Vec<(&'static str, fn(&Scores) -> f64)> = Vec::new();
+/// A score's name, and how it is read, in percent.
+type Column = (&'static str, fn(&Scores) -> f64);
+
+/// The scores that are asked for.
+fn columns(args: &EvalArgs) -> Vec<Column> {
+    let mut columns: Vec<Column> = Vec::new();
     if args.exact_match {
         columns.push(("exact match", |s| 100.0 * s.exact_match));
     }
