@@ -262,17 +262,33 @@ pub struct EvalArgs {
     #[arg(long, value_name = "N", default_value_t = 8, help_heading = "Data", value_parser = at_least_1)]
     pub batch_size: usize,
     /// Also let the model answer every row's prompt and count answers that equal the row's.
-    #[arg(long, help_heading = "Exact match")]
+    #[arg(long, help_heading = "Answers")]
     pub exact_match: bool,
-    /// Most tokens of such an answer.
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 256,
-        help_heading = "Exact match",
-        requires = "exact_match"
-    )]
+    /// Count answers whose final number is the row's, as lm-evaluation-harness does for GSM8K: strict (the number behind `####`) and
+    /// flexible (the last number).
+    #[arg(long, help_heading = "Answers")]
+    pub gsm8k: bool,
+    /// Score answers as LLaMA-Factory does: ROUGE-1, -2, -L of words (jieba's), BLEU-4 of characters.
+    #[arg(long, help_heading = "Answers")]
+    pub rouge: bool,
+    /// Write prompts, answers and the rows' own answers into a .jsonl file.
+    #[arg(long, value_name = "FILE", help_heading = "Answers")]
+    pub predictions: Option<PathBuf>,
+    /// Most tokens of an answer.
+    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Answers")]
     pub max_new_tokens: usize,
+    /// 0 always takes the most probable token; higher is more varied.
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true, help_heading = "Answers")]
+    pub temperature: f64,
+    /// Choose among the most probable tokens that together have this probability.
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = share, allow_negative_numbers = true, help_heading = "Answers")]
+    pub top_p: f64,
+    /// Choose among this many most probable tokens; 0 is all.
+    #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Answers")]
+    pub top_k: usize,
+    /// Seed of the choice; the same seed gives the same text.
+    #[arg(long, value_name = "N", default_value_t = 42, help_heading = "Answers")]
+    pub seed: u64,
     /// Print the result as one JSON object.
     #[arg(long, help_heading = "Output")]
     pub json: bool,

@@ -183,20 +183,7 @@ impl LoadedModel {
 
     /// The ids that end an answer: every EOS that config.json, generation_config.json and the tokenizer name.
     pub fn stop_ids(&self) -> Vec<u32> {
-        let mut ids = self.files.config.eos_token_ids.clone();
-        let generation = self.files.generation_config.as_ref().and_then(|g| g.get("eos_token_id"));
-        let one_or_many = generation.map(|v| v.as_array().cloned().unwrap_or_else(|| vec![v.clone()]));
-        ids.extend(
-            one_or_many
-                .into_iter()
-                .flatten()
-                .filter_map(|v| v.as_u64())
-                .filter_map(|id| u32::try_from(id).ok()),
-        );
-        ids.extend(self.tokenizer.eos.as_ref().map(|t| t.id));
-        ids.sort_unstable();
-        ids.dedup();
-        ids
+        loratune_train::predict::stop_ids(&self.files, &self.tokenizer)
     }
 
     /// The chat template that prompts go through; `None` if the model has none and none is named.

@@ -177,6 +177,12 @@ impl Observer for Progress {
         }
     }
 
+    fn answering(&mut self, row: usize, rows: usize) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("answering, row {row} of {rows}"));
+        }
+    }
+
     fn evaluated(&mut self, _step: u64, _evaluation: &Evaluation) {
         if let Some(bar) = &self.bar {
             bar.set_message(self.message.clone());

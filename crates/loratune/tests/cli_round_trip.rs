@@ -69,6 +69,25 @@ fn what_training_measured_evaluation_measures_again_and_merging_keeps() {
 }
 
 #[test]
+fn answers_are_scored_by_every_metric_and_written() {
+    let place = Place::new();
+    train(&place, &[]).ok();
+    let (base, data) = (model(BASE), rows("eval"));
+    let asked =
+        ["--dataset", &data, "--adapter", "adapter", "--gsm8k", "--rouge", "--predictions", "out.jsonl"];
+    let found = eval(&place, &base, &asked);
+    let words = found["rouge-l"].as_f64().unwrap();
+    assert!((0.0..=100.0).contains(&words) && found["bleu-4"].is_number(), "{found}");
+    assert!(found["gsm8k"]["strict"].is_number() && found.get("exact_match").is_none(), "{found}");
+    let lines = String::from_utf8(place.read("out.jsonl")).unwrap();
+    assert_eq!(lines.lines().count(), 8, "one of the nine rows has no prompt");
+    let table = place
+        .run(&["eval", "--model", &base, "--base", "--adapter", "adapter", "--dataset", &data, "--gsm8k"])
+        .ok();
+    assert!(table.out.contains("gsm8k strict") && table.out.contains("flexible"), "{}", table.out);
+}
+
+#[test]
 fn lines_in_a_pipe_are_plain_and_the_end_names_the_next_command() {
     let place = Place::new();
     let ran = train(&place, &[]).ok();

@@ -28,5 +28,10 @@ pub fn evaluate(
             "there is nothing to evaluate: the evaluation data has no trained token".into(),
         ));
     }
-    Ok(Evaluation { loss: loss / tokens as f64, accuracy: correct as f64 / tokens as f64, tokens })
+    Ok(Evaluation {
+        loss: loss / tokens as f64,
+        accuracy: correct as f64 / tokens as f64,
+        tokens,
+        generated: None,
+    })
 }

@@ -7,6 +7,7 @@ use loratune_model::adapter::{AdapterSpec, Init};
 use crate::config::{Finetuning, Reporter, RunConfig, Value};
 use crate::error::Result;
 use crate::model::Method;
+use crate::predict::{self, Prediction};
 use crate::progress::{Evaluation, Progress};
 use crate::report::card::{Card, Kind};
 use crate::report::history::History;
@@ -146,14 +147,17 @@ pub(crate) fn write_results(
     metrics.extend(crate::run::peak_memory().map(|b| ("peak_memory_bytes".to_string(), b as f64)));
     results::save(dir, "train", &metrics)?;
     if let Some(e) = evaluation {
-        let metrics = vec![
-            ("eval_loss".to_string(), e.loss),
-            ("eval_perplexity".to_string(), e.perplexity()),
-            ("eval_accuracy".to_string(), e.accuracy),
-        ];
-        results::save(dir, "eval", &metrics)?;
+        results::save(dir, "eval", &LogEntry::eval(0, 0.0, e).values())?;
     }
     Ok(())
+}
+
+/// The answers at the end of the run, and what they are worth.
+pub(crate) fn write_predictions(dir: &Path, predictions: &[Prediction]) -> Result<()> {
+    predict::write(&dir.join("generated_predictions.jsonl"), predictions)?;
+    let scores = predict::scores(predictions).values();
+    let metrics = scores.into_iter().map(|(name, x)| (format!("predict_{name}"), x)).collect();
+    Ok(results::save(dir, "predict", &metrics)?)
 }
 
 /// Mean training loss over the run, each step the same weight.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::metrics::Scores;
 use crate::report::{EvalMetrics, LogEntry};
 
 /// Saved in every checkpoint; a run that continues from it ends with the same bytes as one that was never stopped.
@@ -49,6 +50,9 @@ pub struct Evaluation {
     /// Share of trained tokens whose most probable prediction was right.
     pub accuracy: f64,
     pub tokens: usize,
+    /// Of the model's answers, with `predict_with_generate`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generated: Option<Scores>,
 }
 
 impl Evaluation {
@@ -60,6 +64,9 @@ impl Evaluation {
 impl From<&Evaluation> for EvalMetrics {
     fn from(e: &Evaluation) -> EvalMetrics {
         let metrics = [("accuracy", e.accuracy), ("perplexity", e.perplexity())];
-        EvalMetrics { loss: e.loss, metrics: metrics.map(|(k, v)| (k.to_string(), v)).into() }
+        let mut metrics: std::collections::BTreeMap<String, f64> =
+            metrics.map(|(k, v)| (k.to_string(), v)).into();
+        metrics.extend(e.generated.iter().flat_map(Scores::values));
+        EvalMetrics { loss: e.loss, metrics }
     }
 }

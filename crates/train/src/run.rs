@@ -10,7 +10,6 @@ use crate::checkpoint::{self, Output, Start};
 use crate::config::{EvalStrategy, RunConfig};
 use crate::data;
 use crate::error::{Error, Result};
-use crate::evaluate::evaluate;
 use crate::feed::Feed;
 use crate::located::Located;
 use crate::model::{Method, TrainedModel};
@@ -118,6 +117,9 @@ impl Observer for Logging<'_> {
     fn evaluating(&mut self, batch: usize, batches: usize) {
         self.observer.evaluating(batch, batches);
     }
+    fn answering(&mut self, row: usize, rows: usize) {
+        self.observer.answering(row, rows);
+    }
     fn evaluated(&mut self, step: u64, evaluation: &Evaluation) {
         self.observer.evaluated(step, evaluation);
     }
@@ -182,7 +184,7 @@ impl Prepared {
             // What the log holds, a non-finite loss included, is on disk before the error is reported.
             output::write_state(&trainer, false).ok();
         }
-        let (ending, failure) = (ending?, logging.failure);
+        let ending = ending?;
         let (steps, tokens) = (trainer.progress.step - first, trainer.progress.tokens_seen - seen);
         let mut outcome = Outcome {
             ending: ending.clone(),
@@ -196,15 +198,20 @@ impl Prepared {
         };
         match ending {
             Ending::Interrupted { .. } => output::write_state(&trainer, false)?,
-            _ => finish(&mut trainer, &self.output, &mut outcome)?,
+            _ => finish(&mut trainer, &self.output, &mut outcome, &mut logging)?,
         }
         // What was learned is on disk before a log that could not be written is complained about.
-        failure.map_or(Ok(outcome), |e| Err(e.into()))
+        logging.failure.map_or(Ok(outcome), |e| Err(e.into()))
     }
 }
 
 /// The end of a run that came to its end: keep the best weights if asked, evaluate what is kept, write everything.
-fn finish(trainer: &mut Trainer<'_>, output: &Output, outcome: &mut Outcome) -> Result<()> {
+fn finish(
+    trainer: &mut Trainer<'_>,
+    output: &Output,
+    outcome: &mut Outcome,
+    observer: &mut dyn Observer,
+) -> Result<()> {
     let config = trainer.config().clone();
     let mut lost = None;
     if let (true, Some((_, step))) = (config.load_best_model_at_end, trainer.progress.best)
@@ -219,11 +226,10 @@ fn finish(trainer: &mut Trainer<'_>, output: &Output, outcome: &mut Outcome) -> 
         }
     }
     let kept = outcome.best_step.unwrap_or(trainer.progress.step);
-    if config.eval_strategy != EvalStrategy::No {
-        let model = &trainer.model;
+    if config.eval_strategy != EvalStrategy::No || config.do_eval {
         outcome.evaluation = Some(match trainer.evaluated {
             Some((step, evaluation)) if step == kept => evaluation,
-            _ => evaluate(&model.decoder, &model.params, trainer.feed().eval_batches())?,
+            _ => trainer.measure(observer)?,
         });
     }
     if !matches!(trainer.progress.log.last().map(|e| &e.kind), Some(LogKind::Summary { .. })) {
@@ -242,6 +248,9 @@ fn finish(trainer: &mut Trainer<'_>, output: &Output, outcome: &mut Outcome) -> 
         outcome.tokens,
         outcome.evaluation.as_ref(),
     )?;
+    if config.do_predict {
+        output::write_predictions(output.dir(), &trainer.predict(observer)?)?;
+    }
     match lost {
         None => Ok(()),
         Some(step) => Err(Error::Checkpoint {

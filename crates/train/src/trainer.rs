@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use loratune_engine::rng::Key;
 use loratune_engine::{Gradients, Mode, Tape};
+use loratune_model::generate::Sampling;
 
 use crate::checkpoint::Output;
 use crate::config::{EvalStrategy, RunConfig, SaveStrategy};
@@ -13,6 +14,7 @@ use crate::evaluate::evaluate;
 use crate::feed::Feed;
 use crate::model::TrainedModel;
 use crate::optimizer::Optimizer;
+use crate::predict::{self, Prediction};
 use crate::progress::{Evaluation, Progress, StepReport};
 use crate::report::{EvalMetrics, LogEntry};
 use crate::schedule::Schedule;
@@ -21,6 +23,7 @@ use crate::schedule::Schedule;
 pub trait Observer: Send {
     fn step(&mut self, report: &StepReport);
     fn evaluating(&mut self, _batch: usize, _batches: usize) {}
+    fn answering(&mut self, _row: usize, _rows: usize) {}
     fn evaluated(&mut self, step: u64, evaluation: &Evaluation);
     fn logged(&mut self, entry: &LogEntry, total_steps: u64);
     fn saved(&mut self, step: u64, path: &std::path::Path);
@@ -302,10 +305,13 @@ impl<'a> Trainer<'a> {
             observer.evaluating(i, batches);
             b
         });
-        let (evaluation, by_set) = match self.feed.eval_sets.as_slice() {
+        let (mut evaluation, by_set) = match self.feed.eval_sets.as_slice() {
             [] => (evaluate(&self.model.decoder, &self.model.params, watched)?, Vec::new()),
             sets => self.evaluate_each(sets, observer)?,
         };
+        if self.config.predict_with_generate && evaluation.loss.is_finite() {
+            evaluation.generated = Some(predict::scores(&self.predict(observer)?));
+        }
         if !evaluation.loss.is_finite() {
             return Err(self.non_finite_evaluation(evaluation, observer)?);
         }
@@ -322,9 +328,13 @@ impl<'a> Trainer<'a> {
             // There is no checkpoint of the start that could be kept.
             return Ok(false);
         }
-        let better = self.progress.best.is_none_or(|(best, _)| evaluation.loss < best);
+        let metric = self.config.metric_for_best_model;
+        let value = metric.of(&evaluation).unwrap_or(f64::NAN);
+        let greater = self.config.greater_is_better.unwrap_or_else(|| metric.greater_is_better());
+        let better =
+            self.progress.best.is_none_or(|(best, _)| if greater { value > best } else { value < best });
         if better {
-            self.progress.best = Some((evaluation.loss, step));
+            self.progress.best = Some((value, step));
             self.progress.evaluations_without_gain = 0;
         } else {
             self.progress.evaluations_without_gain += 1;
@@ -353,7 +363,46 @@ impl<'a> Trainer<'a> {
         let mean = |of: fn(&Evaluation) -> f64| {
             by_set.iter().map(|(_, e)| of(e) * e.tokens as f64).sum::<f64>() / tokens.max(1) as f64
         };
-        Ok((Evaluation { loss: mean(|e| e.loss), accuracy: mean(|e| e.accuracy), tokens }, by_set))
+        Ok((
+            Evaluation { loss: mean(|e| e.loss), accuracy: mean(|e| e.accuracy), tokens, generated: None },
+            by_set,
+        ))
+    }
+
+    /// The model's answers to the evaluation rows. Equal weights give equal answers, whenever they are asked.
+    pub fn predict(&self, observer: &mut dyn Observer) -> Result<Vec<Prediction>> {
+        let (config, model) = (self.config, &*self.model);
+        let sampling = Sampling {
+            temperature: if config.do_sample { config.temperature } else { 0.0 },
+            top_p: config.top_p,
+            top_k: config.top_k as usize,
+            seed: config.seed,
+            first: 0,
+            max_new_tokens: config.max_new_tokens as usize,
+            stop: predict::stop_ids(&model.files, &model.tokenizer),
+        };
+        let rows = self.feed.eval.len();
+        let mut answered = 0;
+        predict::predict(
+            (&model.decoder, &model.params, &model.tokenizer),
+            &self.feed.eval.to_vec(),
+            &sampling,
+            config.per_device_eval_batch_size as usize,
+            config.skip_special_tokens,
+            |n| {
+                answered += n as usize;
+                observer.answering(answered, rows);
+            },
+        )
+    }
+
+    /// Loss and, if asked, answers of the weights as they are.
+    pub fn measure(&self, observer: &mut dyn Observer) -> Result<Evaluation> {
+        let mut evaluation = evaluate(&self.model.decoder, &self.model.params, self.feed.eval_batches())?;
+        if self.config.predict_with_generate {
+            evaluation.generated = Some(predict::scores(&self.predict(observer)?));
+        }
+        Ok(evaluation)
     }
 
     fn patience_is_over(&self) -> bool {

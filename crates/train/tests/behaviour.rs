@@ -9,6 +9,7 @@ use loratune_train::Error;
 use loratune_train::config::SaveStrategy;
 use loratune_train::progress::{Evaluation, StepReport};
 use loratune_train::report::LogEntry;
+use loratune_train::report::state::TrainerState;
 use loratune_train::run::prepare;
 use loratune_train::trainer::{Ending, Observer};
 use tiny::{bytes, config, goldens, run, run_until};
@@ -188,6 +189,49 @@ fn the_best_checkpoint_is_kept_and_loaded_and_no_gain_stops_early() {
         .collect();
     left.sort();
     assert!(left.contains(&format!("checkpoint-{}", step - 2)) && left.len() <= 2, "{left:?}");
+}
+
+#[test]
+fn answers_are_scored_in_evaluations_decide_which_is_best_and_are_written_at_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let eval = format!("eval_dataset={}", goldens().join("eval.jsonl").display());
+    let settings = [
+        eval.as_str(),
+        "eval_strategy=steps",
+        "eval_steps=20",
+        "save_steps=20",
+        "load_best_model_at_end=true",
+        "metric_for_best_model=rouge-l",
+        "predict_with_generate=true",
+        "do_predict=true",
+        "do_sample=false",
+        "max_new_tokens=12",
+        "max_steps=60",
+        "learning_rate=0.03",
+    ];
+    let outcome = run(config(dir.path(), &settings)).0.unwrap();
+    let state = TrainerState::load(&dir.path().join("trainer_state.json")).unwrap();
+    let scores: Vec<f64> = state
+        .log_history
+        .iter()
+        .flat_map(|e| e.values())
+        .filter_map(|(name, x)| (name == "eval_rouge-l").then_some(x))
+        .collect();
+    assert_eq!(scores.len(), 3);
+    let best = scores.iter().copied().fold(0.0, f64::max);
+    assert!(best > 20.0, "the model learned to answer: {scores:?}");
+    assert_eq!(state.best_metric, Some(best), "a larger score is a better one: {scores:?}");
+    let kept = outcome.evaluation.unwrap().generated.unwrap();
+    assert!((kept.rouge_l - best).abs() < 1e-9 && kept.rows == 8, "{kept:?}");
+    // What was measured last and what was written are answers of the same weights.
+    let text = String::from_utf8(bytes(dir.path(), "generated_predictions.jsonl")).unwrap();
+    assert_eq!(text.lines().count(), 8);
+    assert!(text.starts_with("{\"prompt\": \""), "{text}");
+    let results: serde_json::Value =
+        serde_json::from_slice(&bytes(dir.path(), "predict_results.json")).unwrap();
+    assert!((results["predict_rouge-l"].as_f64().unwrap() - best).abs() < 1e-9, "{results}");
+    let results: serde_json::Value = serde_json::from_slice(&bytes(dir.path(), "eval_results.json")).unwrap();
+    assert!(results["eval_bleu-4"].is_number() && results["eval_loss"].is_number(), "{results}");
 }
 
 #[test]

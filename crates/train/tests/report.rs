@@ -139,6 +139,31 @@ fn event_files_begin_with_the_version_and_hold_every_value() {
 }
 
 #[test]
+fn tensorboard_reads_the_events() {
+    let Some(python) = std::env::var_os("LORATUNE_TENSORBOARD_PYTHON") else {
+        eprintln!("skipped: LORATUNE_TENSORBOARD_PYTHON is not set (a Python with tensorboard)");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = EventWriter::create(folder.path(), None).unwrap();
+    writer.log(&LogEntry::train(10, 0.5, 2.25, 1.0, 5e-5)).unwrap();
+    writer.log(&LogEntry::train(20, 1.0, 1.75, 1.0, 4e-5)).unwrap();
+    writer.log(&eval(20, 1.0, 1.5, &[("accuracy", 0.5), ("rouge-1", 31.25)])).unwrap();
+    writer.text("config", 0, "lora_rank: 8").unwrap();
+    let script = "import json, sys\n\
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n\
+        events = EventAccumulator(sys.argv[1]).Reload()\n\
+        tags = events.Tags()\n\
+        print(json.dumps({t: [[e.step, e.value] for e in events.Scalars(t)] for t in tags['scalars']} | {'text': tags['tensors']}))";
+    let output = std::process::Command::new(python).args(["-c", script]).arg(folder.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let read: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(read["train/loss"], serde_json::json!([[10, 2.25], [20, 1.75]]), "{read}");
+    assert_eq!(read["eval/rouge-1"], serde_json::json!([[20, 31.25]]), "{read}");
+    assert_eq!(read["text"].as_array().unwrap().len(), 1, "{read}");
+}
+
+#[test]
 fn the_first_record_is_framed_with_known_checksums() {
     // The 12-byte header of a 24-byte record, from tensorboard 2.21.
     let folder = tempfile::tempdir().unwrap();
@@ -156,9 +181,9 @@ fn the_log_file_has_llama_factorys_lines_and_forgets_repeated_steps() {
     log.log(&LogEntry::train(30, 0.375, 2.0, 1.0, 4e-5), 60, 10.0).unwrap();
     let read = || std::fs::read_to_string(folder.path().join("trainer_log.jsonl")).unwrap();
     let want = [
-        r#"{"current_steps":10,"total_steps":60,"loss":2.5,"lr":0.00005,"epoch":0.1235,"percentage":16.67,"elapsed_time":"0:01:05","remaining_time":"0:05:29"}"#,
-        r#"{"current_steps":20,"total_steps":60,"eval_loss":"NaN","epoch":0.25,"percentage":33.33,"elapsed_time":"1 day, 1:00:00","remaining_time":"2 days, 2:00:00"}"#,
-        r#"{"current_steps":30,"total_steps":60,"loss":2.0,"lr":0.00004,"epoch":0.375,"percentage":50.0,"elapsed_time":"0:00:10","remaining_time":"0:00:10"}"#,
+        r#"{"current_steps": 10, "total_steps": 60, "loss": 2.5, "lr": 5e-05, "epoch": 0.123456, "percentage": 16.67, "elapsed_time": "0:01:05", "remaining_time": "0:05:29"}"#,
+        r#"{"current_steps": 20, "total_steps": 60, "eval_loss": "NaN", "epoch": 0.25, "percentage": 33.33, "elapsed_time": "1 day, 1:00:00", "remaining_time": "2 days, 2:00:00"}"#,
+        r#"{"current_steps": 30, "total_steps": 60, "loss": 2.0, "lr": 4e-05, "epoch": 0.375, "percentage": 50.0, "elapsed_time": "0:00:10", "remaining_time": "0:00:10"}"#,
     ];
     assert_eq!(read().lines().collect::<Vec<_>>(), want);
     let mut cut =
@@ -243,6 +268,16 @@ fn both_plot_files_are_written() {
     let names: Vec<_> = paths.iter().map(|p| p.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(names, ["training_loss.svg", "training_loss.png"]);
     assert!(paths.iter().all(|p| p.is_file()));
+    // With evaluations, LLaMA-Factory's pictures of these as well.
+    let mut log = log_of((0..40).map(|i| 1.0 + 3.0 / f64::from(i + 1)));
+    for step in [10, 20, 30, 40] {
+        log.push(eval(step, 0.0, 1.5 + 10.0 / step as f64, &[("accuracy", step as f64 / 50.0)]));
+    }
+    let paths = plot::save(folder.path(), &log, "t").unwrap();
+    let names: Vec<_> = paths.iter().map(|p| p.file_name().unwrap().to_str().unwrap()).collect();
+    let all =
+        ["training_loss.svg", "training_loss.png", "training_eval_loss.png", "training_eval_accuracy.png"];
+    assert_eq!(names, all);
     let error = plot::save(Path::new("/nonexistent/folder"), &log_of([3.0]), "t").unwrap_err().to_string();
     assert!(error.starts_with("cannot write /nonexistent/folder/training_loss.svg"), "{error}");
 }

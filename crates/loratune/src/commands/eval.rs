@@ -11,13 +11,14 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use loratune_data::{DatasetSource, DatasetSpec, EncodeOptions, Example, load_examples};
 use loratune_engine::DType;
 use loratune_model::Batch;
-use loratune_model::generate::{Sampling, generate};
+use loratune_model::generate::Sampling;
 use loratune_train::evaluate::evaluate;
+use loratune_train::metrics::Scores;
+use loratune_train::predict::{self, Prediction};
 use loratune_train::progress::Evaluation;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::generate::answer_text;
 use crate::cli::{EvalArgs, Global};
 use crate::hub;
 use crate::load::{BASE, Base, LoadedModel, Named, start_threads};
@@ -27,7 +28,7 @@ use crate::output::{self, field, number, thousands};
 struct Row {
     name: String,
     evaluation: Evaluation,
-    exact: Option<ExactMatch>,
+    scores: Option<Scores>,
 }
 
 pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
@@ -59,19 +60,25 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
                 Batch::from_labelled(rows.iter().map(|e| (e.input_ids.as_slice(), e.labels.as_slice())))
             });
             let evaluation = evaluate(&model.decoder, &model.params, batches)?;
-            let exact = if args.exact_match {
-                bar.reset();
-                Some(exact_match(&model, examples, args.max_new_tokens, args.batch_size, |n| bar.inc(n))?)
-            } else {
+            let mut evaluation = evaluation;
+            let scores = if columns(args).is_empty() && args.predictions.is_none() {
                 None
+            } else {
+                bar.reset();
+                let predictions = answers(&model, examples, args, |n| bar.inc(n))?;
+                if let Some(path) = &args.predictions {
+                    predict::write(path, &predictions)?;
+                }
+                Some(predict::scores(&predictions))
             };
-            Ok(Row { name, evaluation, exact })
+            evaluation.generated = scores;
+            Ok(Row { name, evaluation, scores })
         })
         .collect::<Result<Vec<_>>>()?;
     bar.finish_and_clear();
     let seconds = clock.elapsed().as_secs_f64();
     match rows.as_slice() {
-        [one] => report(args, &one.evaluation, one.exact.as_ref(), examples.len(), seconds),
+        [one] => report(args, &one.evaluation, one.scores.as_ref(), examples.len(), seconds),
         _ => report_all(args, &rows, examples.len(), seconds),
     }
 }
@@ -147,8 +154,7 @@ impl ExactMatch {
     }
 }
 
-/// Answers the last prompt of every row greedily and compares with the row's response. Rows that are trained from their
-/// first token have no prompt and are left out.
+/// Answers the last prompt of every row greedily and compares with the row's response.
 ///
 /// # Errors
 /// If no row has a prompt, or generation fails.
@@ -157,43 +163,67 @@ pub fn exact_match(
     examples: &[Example],
     max_new_tokens: usize,
     batch_size: usize,
-    mut done: impl FnMut(u64),
+    done: impl FnMut(u64),
 ) -> Result<ExactMatch> {
     let sampling = Sampling::greedy(max_new_tokens, model.stop_ids());
-    let pairs: Vec<(Vec<u32>, String)> = examples
-        .iter()
-        .filter_map(|e| last_response(e))
-        .map(|(prompt, response)| Ok((prompt.to_vec(), model.tokenizer.decode(response, true)?)))
-        .collect::<Result<_>>()?;
-    anyhow::ensure!(
-        !pairs.is_empty(),
-        "exact match needs rows with a prompt, but every row is trained whole"
-    );
-    let mut right = 0;
-    for pairs in pairs.chunks(batch_size) {
-        let prompts: Vec<Vec<u32>> = pairs.iter().map(|(p, _)| p.clone()).collect();
-        let answers = generate(&model.decoder, &model.params, &prompts, &sampling, |_, _| true)?;
-        for ((_, expected), answer) in pairs.iter().zip(&answers) {
-            right += usize::from(answer_text(&model.tokenizer, answer)?.trim() == expected.trim());
-        }
-        done(pairs.len() as u64);
+    let answered = (&model.decoder, &model.params, &*model.tokenizer);
+    let predictions = predict::predict(answered, examples, &sampling, batch_size, true, done)?;
+    let right = predictions.iter().filter(|p| p.predict.trim() == p.label.trim()).count();
+    Ok(ExactMatch { right, rows: predictions.len() })
+}
+
+/// The model's answers, as the command line asks for them.
+fn answers(
+    model: &LoadedModel,
+    examples: &[Example],
+    args: &EvalArgs,
+    done: impl FnMut(u64),
+) -> Result<Vec<Prediction>> {
+    let mut sampling = Sampling::greedy(args.max_new_tokens, model.stop_ids());
+    (sampling.temperature, sampling.top_p) = (args.temperature, args.top_p);
+    (sampling.top_k, sampling.seed) = (args.top_k, args.seed);
+    let answered = (&model.decoder, &model.params, &*model.tokenizer);
+    Ok(predict::predict(answered, examples, &sampling, args.batch_size, true, done)?)
+}
+
+/// A score's name, and how it is read, in percent.
+type Column = (&'static str, fn(&Scores) -> f64);
+
+/// The scores that are asked for.
+fn columns(args: &EvalArgs) -> Vec<Column> {
+    let mut columns: Vec<Column> = Vec::new();
+    if args.exact_match {
+        columns.push(("exact match", |s| 100.0 * s.exact_match));
     }
-    Ok(ExactMatch { right, rows: pairs.len() })
+    if args.gsm8k {
+        columns.push(("gsm8k strict", |s| 100.0 * s.gsm8k_strict));
+        columns.push(("flexible", |s| 100.0 * s.gsm8k_flexible));
+    }
+    if args.rouge {
+        columns.push(("rouge-1", |s| s.rouge_1));
+        columns.push(("rouge-2", |s| s.rouge_2));
+        columns.push(("rouge-l", |s| s.rouge_l));
+        columns.push(("bleu-4", |s| s.bleu_4));
+    }
+    columns
 }
 
-/// A row's tokens up to its last trained stretch, and that stretch.
-fn last_response(example: &Example) -> Option<(&[u32], &[u32])> {
-    let trained = |i: &usize| example.labels[*i] >= 0;
-    let end = (0..example.labels.len()).rev().find(trained)? + 1;
-    let start = (0..end).rev().find(|i| !trained(i))? + 1;
-    // A lone BOS is no prompt.
-    (start > 1).then(|| (&example.input_ids[..start], &example.input_ids[start..end]))
-}
-
-/// The exact matches in a row's JSON, if they were counted.
-fn with_exact(mut row: Value, exact: Option<&ExactMatch>) -> Value {
-    if let (Some(map), Some(e)) = (row.as_object_mut(), exact) {
-        map.insert("exact_match".into(), json!({"right": e.right, "rows": e.rows, "share": e.share()}));
+/// The scores in a row's JSON that were asked for.
+fn with_scores(mut row: Value, scores: Option<&Scores>, args: &EvalArgs) -> Value {
+    if let (Some(map), Some(s)) = (row.as_object_mut(), scores) {
+        if args.exact_match {
+            let right = (s.exact_match * s.rows as f64).round() as usize;
+            map.insert("exact_match".into(), json!({"right": right, "rows": s.rows, "share": s.exact_match}));
+        }
+        if args.gsm8k {
+            let gsm8k = json!({"strict": s.gsm8k_strict, "flexible": s.gsm8k_flexible, "rows": s.rows});
+            map.insert("gsm8k".into(), gsm8k);
+        }
+        if args.rouge {
+            for (name, x) in s.values().into_iter().filter(|(n, _)| n.contains('-')) {
+                map.insert(name, json!(x));
+            }
+        }
     }
     row
 }
@@ -204,11 +234,11 @@ fn report_all(args: &EvalArgs, rows: &[Row], examples: usize, seconds: f64) -> R
     if args.json {
         let measured: Vec<Value> = rows
             .iter()
-            .map(|Row { name, evaluation: e, exact }| {
+            .map(|Row { name, evaluation: e, scores }| {
                 let row = json!({
                     "adapter": name, "loss": e.loss, "perplexity": e.perplexity(), "accuracy": e.accuracy,
                 });
-                with_exact(row, exact.as_ref())
+                with_scores(row, scores.as_ref(), args)
             })
             .collect();
         output::json(&json!({"rows": examples, "tokens": tokens, "adapters": measured, "seconds": seconds}))?;
@@ -218,13 +248,15 @@ fn report_all(args: &EvalArgs, rows: &[Row], examples: usize, seconds: f64) -> R
     let mut out = field("rows", thousands(examples as u64));
     out += &field("tokens", format!("{} trained", thousands(tokens as u64)));
     out += &format!("\n{:<width$}{:>12}{:>12}{:>12}", "adapter", "loss", "perplexity", "accuracy");
-    out += if args.exact_match { "  exact match\n" } else { "\n" };
-    for Row { name, evaluation, exact } in rows {
+    let columns = columns(args);
+    columns.iter().for_each(|(column, _)| out += &format!("{column:>14}"));
+    out += "\n";
+    for Row { name, evaluation, scores } in rows {
         let (loss, perplexity) = (number(evaluation.loss), number(evaluation.perplexity()));
         let accuracy = format!("{:.2} %", 100.0 * evaluation.accuracy);
         out += &format!("{name:<width$}{loss:>12}{perplexity:>12}{accuracy:>12}");
-        if let Some(e) = exact {
-            out += &format!("{:>13}", format!("{:.2} %", 100.0 * e.share()));
+        if let Some(s) = scores {
+            columns.iter().for_each(|(_, of)| out += &format!("{:>14}", format!("{:.2} %", of(s))));
         }
         out += "\n";
     }
@@ -235,7 +267,7 @@ fn report_all(args: &EvalArgs, rows: &[Row], examples: usize, seconds: f64) -> R
 fn report(
     args: &EvalArgs,
     evaluation: &Evaluation,
-    exact: Option<&ExactMatch>,
+    scores: Option<&Scores>,
     rows: usize,
     seconds: f64,
 ) -> Result<()> {
@@ -248,7 +280,7 @@ fn report(
             "accuracy": evaluation.accuracy,
             "seconds": seconds,
         });
-        output::json(&with_exact(row, exact))?;
+        output::json(&with_scores(row, scores, args))?;
         return Ok(());
     }
     let mut out = field("rows", thousands(rows as u64));
@@ -256,10 +288,15 @@ fn report(
     out += &field("loss", number(evaluation.loss));
     out += &field("perplexity", number(evaluation.perplexity()));
     out += &field("accuracy", format!("{:.2} %", 100.0 * evaluation.accuracy));
-    if let Some(e) = exact {
-        let share = 100.0 * e.share();
-        out +=
-            &field("exact match", format!("{share:.2} % ({} of {})", thousands(e.right), thousands(e.rows)));
+    if let Some(s) = scores {
+        for (name, of) in columns(args) {
+            let mut text = format!("{:.2} %", of(s));
+            if name == "exact match" {
+                let right = (s.exact_match * s.rows as f64).round() as usize;
+                text += &format!(" ({} of {})", thousands(right), thousands(s.rows));
+            }
+            out += &field(name, text);
+        }
     }
     output::print(&out)?;
     Ok(())

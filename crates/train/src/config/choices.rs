@@ -2,6 +2,7 @@
 
 use super::field::{Arity, Field, Problem};
 use super::value::Value;
+use crate::progress::Evaluation;
 use crate::schedule::ScheduleKind;
 use loratune_engine::DeviceChoice;
 use loratune_model::adapter::{Bias, Init};
@@ -178,10 +179,57 @@ choices! {
 choices! {
     /// What decides which checkpoint is the best (`metric_for_best_model`).
     Metric {
-        /// The loss on the evaluation rows; smaller is better.
+        /// The loss on the evaluation rows.
         EvalLoss = "eval_loss" | "loss",
+        /// Its exponential.
+        Perplexity = "eval_perplexity" | "perplexity",
+        /// Share of trained tokens that were the most probable ones.
+        Accuracy = "eval_accuracy" | "accuracy",
+        /// Of the answers, with `predict_with_generate`: F1 of words.
+        Rouge1 = "eval_rouge-1" | "rouge-1",
+        /// F1 of pairs of words.
+        Rouge2 = "eval_rouge-2" | "rouge-2",
+        /// F1 of the longest common subsequence.
+        RougeL = "eval_rouge-l" | "rouge-l",
+        /// BLEU-4 of characters.
+        Bleu4 = "eval_bleu-4" | "bleu-4",
+        /// Answers that are equal.
+        ExactMatch = "eval_exact_match" | "exact_match",
+        /// Right numbers behind `####`.
+        Gsm8kStrict = "eval_gsm8k_strict" | "gsm8k_strict" | "gsm8k" | "eval_gsm8k",
+        /// Right last numbers.
+        Gsm8kFlexible = "eval_gsm8k_flexible" | "gsm8k_flexible",
     }
-    not_yet ["accuracy", "eval_accuracy", "perplexity", "eval_perplexity"]
+    not_yet []
+}
+
+impl Metric {
+    /// Its value in an evaluation; none if it is of answers and there are none.
+    pub fn of(self, evaluation: &Evaluation) -> Option<f64> {
+        let generated = evaluation.generated.as_ref();
+        match self {
+            Metric::EvalLoss => Some(evaluation.loss),
+            Metric::Perplexity => Some(evaluation.perplexity()),
+            Metric::Accuracy => Some(evaluation.accuracy),
+            Metric::Rouge1 => generated.map(|s| s.rouge_1),
+            Metric::Rouge2 => generated.map(|s| s.rouge_2),
+            Metric::RougeL => generated.map(|s| s.rouge_l),
+            Metric::Bleu4 => generated.map(|s| s.bleu_4),
+            Metric::ExactMatch => generated.map(|s| s.exact_match),
+            Metric::Gsm8kStrict => generated.map(|s| s.gsm8k_strict),
+            Metric::Gsm8kFlexible => generated.map(|s| s.gsm8k_flexible),
+        }
+    }
+
+    /// Whether a larger value is a better one.
+    pub fn greater_is_better(self) -> bool {
+        !matches!(self, Metric::EvalLoss | Metric::Perplexity)
+    }
+
+    /// Whether it compares answers.
+    pub fn is_of_answers(self) -> bool {
+        !matches!(self, Metric::EvalLoss | Metric::Perplexity | Metric::Accuracy)
+    }
 }
 
 choices! {
@@ -226,9 +274,9 @@ choices! {
     /// Where the numbers go besides the files of every run (`report_to`).
     Reporter {
         /// Event files under `output_dir/runs`.
-        TensorBoard = "tensorboard",
+        TensorBoard = "tensorboard" | "all",
     }
-    not_yet ["all", "wandb", "swanlab", "mlflow", "comet_ml", "neptune", "clearml", "trackio", "dvclive", "codecarbon",
+    not_yet ["wandb", "swanlab", "mlflow", "comet_ml", "neptune", "clearml", "trackio", "dvclive", "codecarbon",
              "azure_ml", "dagshub", "flyte"]
 }
 
@@ -236,7 +284,7 @@ impl Field for Vec<Reporter> {
     const ARITY: Arity = Arity::Many;
     const TEXT: bool = true;
     fn expected() -> String {
-        "none or tensorboard".into()
+        "none, tensorboard or all".into()
     }
     fn parse(value: &Value) -> Result<Self, Problem> {
         match value {

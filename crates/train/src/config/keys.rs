@@ -197,9 +197,10 @@ run_config! {
         save_steps: Steps = Steps::Count(500), HuggingFace, rule POSITIVE;
         /// Keep only the newest so many checkpoints (the best one always).
         save_total_limit: Option<u64> = None, HuggingFace, rule AT_LEAST_1, words "all";
-        /// Draw `training_loss.svg` and `training_loss.png` (LLaMA-Factory's default is false).
+        /// Draw `training_loss.png` and `.svg`, `training_eval_loss.png`, `training_eval_accuracy.png` (LLaMA-Factory's default is
+        /// false).
         plot_loss: bool = true, LlamaFactory;
-        /// `tensorboard` or `none` (Hugging Face's default is none).
+        /// `tensorboard` or `none` (Hugging Face's default is none); `all` is what there is: tensorboard.
         report_to: Vec<Reporter> = vec![Reporter::TensorBoard], HuggingFace;
     }
     "Hub" {
@@ -230,11 +231,33 @@ run_config! {
         per_device_eval_batch_size: u64 = 8, HuggingFace, rule ROWS;
         /// End with the best checkpoint instead of the last weights.
         load_best_model_at_end: bool = false, HuggingFace;
-        /// What decides which one is best.
+        /// What decides which one is best: `loss`, `perplexity`, `accuracy`; with predict_with_generate also `rouge-1`, `rouge-2`,
+        /// `rouge-l`, `bleu-4`, `exact_match`, `gsm8k_strict` (`gsm8k`), `gsm8k_flexible`.
         metric_for_best_model: Metric = Metric::EvalLoss, HuggingFace;
+        /// Whether a larger metric is a better one.
+        greater_is_better: Option<bool> = None, HuggingFace, words "for all but loss and perplexity";
         /// Stop after so many evaluations without a better metric.
         early_stopping_steps: Option<u64> = None, LlamaFactory, alias "early_stopping_patience", rule AT_LEAST_1,
             words "never";
+        /// Let the model answer the evaluation rows' prompts in every evaluation, and score the answers (ROUGE, BLEU-4, exact match,
+        /// GSM8K's final numbers).
+        predict_with_generate: bool = false, HuggingFace;
+        /// Evaluate at the end, whatever eval_strategy says.
+        do_eval: bool = false, HuggingFace;
+        /// Write the answers to the evaluation rows into `generated_predictions.jsonl` at the end; needs predict_with_generate.
+        do_predict: bool = false, HuggingFace;
+        /// Most tokens of an answer.
+        max_new_tokens: u64 = 1024, LlamaFactory, rule AT_LEAST_1;
+        /// Draw tokens by their probability; `false` always takes the most probable one.
+        do_sample: bool = true, LlamaFactory;
+        /// Higher is more varied.
+        temperature: f64 = 0.95, LlamaFactory, rule POSITIVE;
+        /// Draw among the most probable tokens that together have this probability.
+        top_p: f64 = 0.7, LlamaFactory, rule SHARE;
+        /// Draw among this many most probable tokens; 0 is all.
+        top_k: u64 = 50, LlamaFactory;
+        /// Leave special tokens out of the answers.
+        skip_special_tokens: bool = true, LlamaFactory;
     }
     "Training" {
         /// Rows (or packs) per batch.

@@ -25,6 +25,8 @@ pub(super) const RANKS: Rule =
     Rule { text: "every value from 1 to 1048576", ok: |v| every(v, |x| (RANK.ok)(x)) };
 pub(super) const ALPHAS: Rule = Rule { text: "every value above 0", ok: |v| every(v, |x| (POSITIVE.ok)(x)) };
 pub(super) const NOT_NEGATIVE: Rule = Rule { text: "at least 0", ok: |v| number(v, |x| x >= 0.0) };
+pub(super) const SHARE: Rule =
+    Rule { text: "above 0 and at most 1", ok: |v| number(v, |x| x > 0.0 && x <= 1.0) };
 pub(super) const POSITIVE: Rule = Rule { text: "above 0", ok: |v| number(v, |x| x > 0.0) };
 pub(super) const BELOW_1: Rule =
     Rule { text: "from 0 up to, but not, 1", ok: |v| number(v, |x| (0.0..1.0).contains(&x)) };

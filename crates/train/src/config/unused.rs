@@ -89,6 +89,16 @@ fn by_other_keys(c: &RunConfig) -> Unused {
     if c.eval_strategy == EvalStrategy::Epoch {
         unused.push((&["eval_steps"], "eval_strategy is epoch"));
     }
+    if !c.predict_with_generate {
+        let of_answers: &[&str] =
+            &["max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "skip_special_tokens"];
+        unused.push((of_answers, "predict_with_generate is off"));
+    } else if !c.do_sample {
+        unused.push((&["temperature", "top_p", "top_k"], "do_sample is off"));
+    }
+    if !c.load_best_model_at_end && c.early_stopping_steps.is_none() {
+        unused.push((&["greater_is_better"], "nothing asks which evaluation is best"));
+    }
     if c.save_strategy != SaveStrategy::Steps {
         unused.push((&["save_steps"], "save_strategy is not steps"));
     }

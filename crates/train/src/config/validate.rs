@@ -67,6 +67,7 @@ impl Loaded {
         let unused = self.unused();
         self.resolve();
         self.check_best_model()?;
+        self.check_answers()?;
         self.check_method()?;
         self.check_data()?;
         self.check_output()?;
@@ -161,6 +162,10 @@ impl Loaded {
                 ),
             };
         }
+        let at_the_end = [("do_eval", c.do_eval), ("do_predict", c.do_predict)];
+        if let Some((key, _)) = at_the_end.into_iter().find(|(_, on)| *on && !has_rows) {
+            return self.conflict(&[key], "there is nothing to evaluate on; set val_size or eval_dataset");
+        }
         let wants = |key, why| self.conflict(&[key, "eval_strategy"], why);
         const SET: &str = "set eval_strategy to steps or epoch";
         if c.load_best_model_at_end {
@@ -175,9 +180,33 @@ impl Loaded {
         if c.eval_steps.is_some() {
             return wants("eval_steps", &format!("evaluation is off; {SET}"));
         }
-        if has_rows {
+        if has_rows && !c.do_eval && !c.do_predict {
             let key = if c.val_size > 0.0 { "val_size" } else { "eval_dataset" };
             return wants(key, &format!("these rows would not be used; {SET}, or remove `{key}`"));
+        }
+        Ok(())
+    }
+
+    fn check_answers(&self) -> Result<(), ConfigError> {
+        let c = &self.config;
+        const SET: &str = "set predict_with_generate: true";
+        if c.do_predict && !c.predict_with_generate {
+            return self.conflict(
+                &["do_predict", "predict_with_generate"],
+                &format!("predictions are answers; {SET}"),
+            );
+        }
+        if c.metric_for_best_model.is_of_answers() && !c.predict_with_generate {
+            return self.conflict(
+                &["metric_for_best_model", "predict_with_generate"],
+                &format!("the metric compares answers; {SET}"),
+            );
+        }
+        if c.predict_with_generate && c.eval_strategy == EvalStrategy::No && !c.do_eval && !c.do_predict {
+            return self.conflict(
+                &["predict_with_generate", "eval_strategy"],
+                "nothing is evaluated; set eval_strategy, do_eval or do_predict",
+            );
         }
         Ok(())
     }

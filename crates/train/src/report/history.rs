@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value as Json, json};
+use serde_json::Value as Json;
 
 use super::json::float;
 use super::{LogEntry, LogKind, ReportError};
@@ -58,30 +58,29 @@ impl History {
     }
 }
 
-/// The line with its line break. Non-finite numbers are text (`"NaN"`), so that every line is strict JSON.
+/// The line with its line break, as LLaMA-Factory's callback and Python write it: of an evaluation its loss, of the end nothing but
+/// the time. Non-finite numbers are text (`"NaN"`), so that every line is strict JSON.
 fn line(entry: &LogEntry, total_steps: u64, elapsed: f64, first: u64) -> String {
-    let number = |x: f64| if x.is_finite() { json!(x) } else { json!(float(x)) };
-    let mut fields = Map::new();
-    fields.insert("current_steps".into(), json!(entry.step));
-    fields.insert("total_steps".into(), json!(total_steps));
+    let number = |x: f64| if x.is_finite() { float(x) } else { format!("\"{}\"", float(x)) };
+    let mut fields =
+        vec![("current_steps", entry.step.to_string()), ("total_steps", total_steps.to_string())];
     match &entry.kind {
         LogKind::Train { loss, learning_rate, .. } => {
-            fields.insert("loss".into(), number(*loss));
-            fields.insert("lr".into(), number(*learning_rate));
+            fields.extend([("loss", number(*loss)), ("lr", number(*learning_rate))]);
         }
-        LogKind::Eval { .. } | LogKind::Summary { .. } => {
-            fields.extend(entry.values().into_iter().map(|(name, x)| (name, number(x))));
-        }
+        LogKind::Eval { loss, .. } => fields.push(("eval_loss", number(*loss))),
+        LogKind::Summary { .. } => {}
     }
-    fields.insert("epoch".into(), number((entry.epoch * 1e4).round() / 1e4));
+    fields.push(("epoch", number(entry.epoch)));
     let share = if total_steps == 0 { 1.0 } else { entry.step as f64 / total_steps as f64 };
-    fields.insert("percentage".into(), number((share * 1e4).round() / 100.0));
-    fields.insert("elapsed_time".into(), json!(duration(elapsed)));
+    fields.push(("percentage", number((share * 1e4).round() / 100.0)));
+    fields.push(("elapsed_time", format!("\"{}\"", duration(elapsed))));
     let done = entry.step.saturating_sub(first);
     let left =
         if done > 0 { elapsed / done as f64 * total_steps.saturating_sub(entry.step) as f64 } else { 0.0 };
-    fields.insert("remaining_time".into(), json!(duration(left)));
-    format!("{}\n", Json::Object(fields))
+    fields.push(("remaining_time", format!("\"{}\"", duration(left))));
+    let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\": {value}")).collect();
+    format!("{{{}}}\n", fields.join(", "))
 }
 
 /// Seconds as Python prints a `timedelta` of whole seconds: `0:01:05`, `2 days, 3:00:00`.

@@ -8,13 +8,11 @@ const NO_TORCH: &str = "it is PyTorch's";
 const BATCHES: &str = "batches are made in the training process";
 
 pub(super) const KEYS: &[Group] = &[
-    (Needless("eval_strategy decides"), &["do_eval"]),
     (Only(&["false"], "a loss that is not finite is never hidden"), &["logging_nan_inf_filter"]),
     (
         Only(&["false"], "recomputing activations is not there yet"),
         &["gradient_checkpointing", "activation_checkpointing"],
     ),
-    (Only(&["false"], "a loss is better when it is smaller"), &["greater_is_better"]),
     (Only(&["steps"], "logging_steps says how often"), &["logging_strategy"]),
     (Only(&["true"], "files are safetensors"), &["save_safetensors"]),
     (Needless("no code from a model's folder is ever run"), &["trust_remote_code"]),
@@ -89,7 +87,7 @@ pub(super) const KEYS: &[Group] = &[
     (Use("device"), &["no_cuda", "use_cpu"]),
     (Use("cutoff_len"), &["model_max_length"]),
     (Lacking("evaluation has the run's precision"), &["bf16_full_eval", "fp16_full_eval"]),
-    (Lacking("use `loratune eval` or `loratune generate` after the run"), &["do_predict"]),
+    (Only(&["1"], "tokens are drawn one by one"), &["generation_num_beams"]),
     (Never(ONE_PROCESS), &["deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config"]),
     (
         NotYet,
@@ -100,7 +98,6 @@ pub(super) const KEYS: &[Group] = &[
             "eval_delay",
             "generation_config",
             "generation_max_length",
-            "generation_num_beams",
             "ignore_data_skip",
             "include_num_input_tokens_seen",
             "include_tokens_per_second",
@@ -108,7 +105,6 @@ pub(super) const KEYS: &[Group] = &[
             "logging_dir",
             "logging_first_step",
             "optim_target_modules",
-            "predict_with_generate",
             "project",
             "run_name",
             "save_only_model",

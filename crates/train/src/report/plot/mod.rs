@@ -1,4 +1,5 @@
-//! `training_loss.svg` and `training_loss.png`: raw and smoothed training loss and the evaluation losses over the steps.
+//! `training_loss.svg` and `training_loss.png`: raw and smoothed training loss and the evaluation losses over the steps; and, as
+//! LLaMA-Factory has them, `training_eval_loss.png` and `training_eval_accuracy.png`, each raw and smoothed.
 
 mod axis;
 mod canvas;
@@ -29,7 +30,21 @@ const BROKEN: Ink = ink(0xc4203a);
 /// More non-finite steps than this are drawn as their first ones: they already fill the plot.
 const MOST_MARKS: usize = 200;
 
-/// Draws both files into `folder` and returns their paths; nothing if the log holds no loss.
+/// The words of a picture: of its first curve, and of its axis.
+struct Words {
+    curve: &'static str,
+    axis: &'static str,
+}
+
+const LOSS: Words = Words { curve: "training loss", axis: "loss (nats per token)" };
+
+/// A metric of evaluations, and the words of its picture.
+const OF_EVALUATIONS: [(&str, Words); 2] = [
+    ("eval_loss", Words { curve: "evaluation loss", axis: "loss (nats per token)" }),
+    ("eval_accuracy", Words { curve: "evaluation accuracy", axis: "share of right tokens" }),
+];
+
+/// Draws all files into `folder` and returns their paths; none of what the log does not hold.
 ///
 /// # Errors
 /// The file system's.
@@ -39,7 +54,18 @@ pub fn save(folder: &Path, log: &[LogEntry], title: &str) -> Result<Vec<PathBuf>
     let paths = [folder.join("training_loss.svg"), folder.join("training_loss.png")];
     write_whole(&paths[0], canvas.to_svg().as_bytes())?;
     write_whole(&paths[1], &png)?;
-    Ok(paths.to_vec())
+    let mut paths = paths.to_vec();
+    for (metric, words) in &OF_EVALUATIONS {
+        let value = |e: &LogEntry| e.values().into_iter().find(|(name, _)| name == metric);
+        let curve: Curve = log.iter().filter_map(|e| Some((e.step as f64, value(e)?.1))).collect();
+        let Some(png) = draw_curves(&curve, &Vec::new(), title, words).and_then(|c| c.to_png()) else {
+            continue;
+        };
+        let path = folder.join(format!("training_{metric}.png"));
+        write_whole(&path, &png)?;
+        paths.push(path);
+    }
+    Ok(paths)
 }
 
 /// The plot as SVG text, or `None` if the log holds no loss.
@@ -78,28 +104,33 @@ fn draw(log: &[LogEntry], title: &str) -> Option<Canvas> {
     };
     let train = curve(|kind| if let LogKind::Train { loss, .. } = kind { Some(*loss) } else { None });
     let eval = curve(|kind| if let LogKind::Eval { loss, .. } = kind { Some(*loss) } else { None });
+    draw_curves(&train, &eval, title, &LOSS)
+}
+
+/// One curve with its smoothed course, and evaluations beside it; `None` if there is nothing to see.
+fn draw_curves(train: &Curve, eval: &Curve, title: &str, words: &Words) -> Option<Canvas> {
     if train.is_empty() && eval.is_empty() {
         return None;
     }
-    let (x, y) = ranges(&train, &eval);
+    let (x, y) = ranges(train, eval);
     let mut canvas = Canvas::new(WIDTH, HEIGHT);
     canvas.rect(0.0, 0.0, WIDTH as f32, HEIGHT as f32, ink(0xffffff));
     let steps: Vec<f64> = train.iter().map(|p| p.0).collect();
     let values: Vec<f64> = train.iter().map(|p| p.1).collect();
     let smoothed: Curve = steps.into_iter().zip(smooth(&values)).collect();
-    let broken: Vec<f64> = train.iter().chain(&eval).filter(|p| !p.1.is_finite()).map(|p| p.0).collect();
-    grid(&mut canvas, &x, &y);
-    header(&mut canvas, title, x.start, [train.len(), eval.len(), broken.len()]);
+    let broken: Vec<f64> = train.iter().chain(eval).filter(|p| !p.1.is_finite()).map(|p| p.0).collect();
+    grid(&mut canvas, &x, &y, words.axis);
+    header(&mut canvas, title, words.curve, x.start, [train.len(), eval.len(), broken.len()]);
     for step in broken.iter().take(MOST_MARKS) {
         let at = x.pixel(*step);
         canvas.dashed(vec![(at, TOP), (at, BOTTOM)], 1.5, 5.0, BROKEN.faded(0.75));
     }
-    lines(&mut canvas, &train, &x, &y, 1.5, TRAIN.faded(0.38));
+    lines(&mut canvas, train, &x, &y, 1.5, TRAIN.faded(0.38));
     // A single point has no course to smooth.
     if train.len() > 1 {
         lines(&mut canvas, &smoothed, &x, &y, 3.0, TRAIN);
     }
-    lines(&mut canvas, &eval, &x, &y, 2.0, EVAL);
+    lines(&mut canvas, eval, &x, &y, 2.0, EVAL);
     // Rings that touch each other would hide the line.
     if eval.len() <= 100 {
         for (step, loss) in eval.iter().filter(|p| p.1.is_finite()) {
@@ -143,7 +174,7 @@ fn label(at: (f32, f32), text: impl Into<String>, size: f32, anchor: Anchor) -> 
     Label { at, text: text.into(), size, bold: false, anchor, upwards: false, ink: TEXT }
 }
 
-fn grid(canvas: &mut Canvas, x: &Axis, y: &Axis) {
+fn grid(canvas: &mut Canvas, x: &Axis, y: &Axis, axis: &str) {
     let left = x.start;
     for (value, text) in y_labels(y) {
         let at = y.pixel(value);
@@ -159,13 +190,13 @@ fn grid(canvas: &mut Canvas, x: &Axis, y: &Axis) {
     }
     canvas.line(vec![(left, BOTTOM), (RIGHT, BOTTOM)], 1.2, FRAME);
     canvas.text(label(((left + RIGHT) / 2.0, HEIGHT as f32 - 22.0), "optimiser step", 18.0, Anchor::Middle));
-    let mut title = label((30.0, (TOP + BOTTOM) / 2.0), "loss (nats per token)", 18.0, Anchor::Middle);
+    let mut title = label((30.0, (TOP + BOTTOM) / 2.0), axis, 18.0, Anchor::Middle);
     title.upwards = true;
     canvas.text(title);
 }
 
 /// Title on the left, legend below it; `counts` are the training, evaluation and non-finite points.
-fn header(canvas: &mut Canvas, title: &str, left: f32, [train, eval, broken]: [usize; 3]) {
+fn header(canvas: &mut Canvas, title: &str, curve: &str, left: f32, [train, eval, broken]: [usize; 3]) {
     let mut text: String = title.chars().filter(|c| !c.is_control()).collect();
     while text_width(&text, 26.0, true) > RIGHT - left && text.chars().count() > 2 {
         text = text.chars().take(text.chars().count().saturating_sub(2)).chain(['…']).collect();
@@ -183,7 +214,7 @@ fn header(canvas: &mut Canvas, title: &str, left: f32, [train, eval, broken]: [u
     let swatch =
         |width: f32, ink: Ink| move |c: &mut Canvas, x: f32| c.line(vec![(x, y), (x + 28.0, y)], width, ink);
     if train > 0 {
-        key(canvas, "training loss", &swatch(2.0, TRAIN.faded(0.45)));
+        key(canvas, curve, &swatch(2.0, TRAIN.faded(0.45)));
     }
     if train > 1 {
         key(canvas, "smoothed", &swatch(3.5, TRAIN));
