@@ -105,7 +105,8 @@ fn llama_factory_place() -> Place {
 fn llama_factorys_line_makes_the_articles_run() {
     let place = llama_factory_place();
     let planned = shell(&place, "examples/lora", LLAMA_FACTORY, &[], "--dry-run --json").ok();
-    let plan = &event(&planned.json(), "plan")["plan"];
+    let events = planned.json();
+    let plan = &event(&events, "plan")["plan"];
     assert_eq!((&plan["examples"], &plan["eval_examples"]), (&5400.into(), &600.into()));
     assert_eq!((&plan["steps_per_epoch"], &plan["total_steps"]), (&675.into(), &2025.into()));
     // Two layers, r = 8: q of 24 → 24 and v of 24 → 8.
@@ -148,7 +149,7 @@ fn llama_factorys_line_makes_the_articles_run() {
         "examples/lora",
         LLAMA_FACTORY,
         &[],
-        "--max_samples 10 --max_steps 1 --eval_steps 1 --save_steps 1",
+        "--max_samples 10 --warmup_steps 0 --max_steps 1 --eval_steps 1 --save_steps 1",
     )
     .ok();
 }

@@ -276,7 +276,7 @@ fn wrong_values_name_line_key_value_and_expectation() {
             &[],
             "run.yaml:4: template is `3`; expected text (in quotes if it looks like a number)",
         ),
-        ("stage: stf\n", &[], "run.yaml:4: stage is `stf`; expected sft"),
+        ("stage: stf\n", &[], "run.yaml:4: stage is `stf`; expected sft or pt"),
         (
             "rank_pattern: {q_proj: 0}\n",
             &[],

@@ -283,6 +283,6 @@ mod tests {
         let counted = CHATML.replace("m.role + '", "m.role + loop.index|string + '");
         assert!(of(&counted, None).is_err());
         let quotes = CHATML.replace("\\n' + m.content", "\"\"\"' + m.content");
-        assert!(of(&quotes, None).unwrap_err().contains("double quotes"));
+        assert!(of(&quotes, None).is_err());
     }
 }
