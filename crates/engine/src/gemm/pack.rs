@@ -44,7 +44,7 @@ impl<E: Element> Matrix<E> {
         match transposed {
             false => {
                 for (to, &part) in data.chunks_exact_mut((rows * cols).max(1)).zip(parts) {
-                    halves(&[part], &b.data[..], stride, cols, 1.0, to, cols);
+                    halves(&[part], b.data, stride, cols, 1.0, to, cols);
                 }
             }
             true => halves(parts, b.data, stride, cols, 1.0, &mut data, parts.len() * cols),

@@ -68,6 +68,9 @@ fn product<E: Element>(c: MatMut<'_, E::Acc>, add: bool, a: Mat<'_, E>, b: Mat<'
     sum_of_products(c, add, &[Term::new(a, b)], Finish::default(), Threads::One);
 }
 
+/// Of a block of queries of one head: out `[rows, head_dim]`, and the log-sum-exp of each.
+type Block<R> = (Vec<R>, Vec<R>);
+
 /// Returns out `[Σ q rows, heads · head_dim]` and the log-sum-exp `[heads, Σ q rows]`.
 pub(super) fn forward<E: Element>(
     segments: &[Segment<'_, E>],
@@ -84,7 +87,7 @@ pub(super) fn forward<E: Element>(
             tasks.extend((0..rows).step_by(BLOCK).map(|row| (s, h, row, BLOCK.min(rows - row))));
         }
     }
-    let results: Vec<(Vec<E::Acc>, Vec<E::Acc>)> = tasks
+    let results: Vec<Block<E::Acc>> = tasks
         .par_iter()
         .map(|&(s, h, row, rows)| forward_block(&segments[s], config, h, row, rows))
         .collect();
@@ -178,7 +181,7 @@ fn forward_block<E: Element>(
     h: usize,
     row: usize,
     rows: usize,
-) -> (Vec<E::Acc>, Vec<E::Acc>) {
+) -> Block<E::Acc> {
     let dim = config.head_dim;
     let (q_cols, kv_cols) = (config.heads * dim, config.kv_heads * dim);
     let (head, visible) = (head(config, h), Visible::new(config));
