@@ -282,7 +282,10 @@ mod tests {
         assert!(of(&upper, None).unwrap_err().contains("contents"));
         let counted = CHATML.replace("m.role + '", "m.role + loop.index|string + '");
         assert!(of(&counted, None).is_err());
-        let quotes = CHATML.replace("\\n' + m.content", "\"\"\"' + m.content");
-        assert!(of(&quotes, None).is_err());
+        let mut quotes = CHATML.replace("\\n' + m.content", "\"\"\"' + m.content");
+        for role in ["system", "assistant"] {
+            quotes = quotes.replace(&format!("{role}\\n"), &format!("{role}\"\"\""));
+        }
+        assert!(of(&quotes, None).unwrap_err().contains("double quotes"));
     }
 }
