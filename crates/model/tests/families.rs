@@ -197,11 +197,8 @@ fn with_head(case: &str, change: impl Fn(&mut Vec<f32>), tied: bool) -> tempfile
     let all = tensors.tensors().into_iter().chain([("lm_head.weight".to_owned(), head)]);
     let written = safetensors::serialize(all, None).unwrap();
     std::fs::write(dir.path().join("model.safetensors"), written).unwrap();
-    let path = dir.path().join("config.json");
-    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    assert_eq!(config["tie_word_embeddings"], true);
-    config["tie_word_embeddings"] = tied.into();
-    std::fs::write(path, config.to_string()).unwrap();
+    assert!(ModelFiles::open(&goldens().join(case)).unwrap().config.spec.tied_head);
+    set(&dir, "tie_word_embeddings", tied.into());
     dir
 }
 
@@ -226,6 +223,62 @@ fn a_head_of_its_own_in_the_weights_is_not_left_out_for_what_the_configuration_s
         (logits(&with_head("qwen2", |_| (), true)), logits(&with_config("qwen2", "config.json")));
     assert_eq!(same, plain);
     assert!(same.0 && same != said);
+}
+
+/// A model's folder in whose weights the embedding is called the head.
+fn with_head_alone(case: &str, tied: bool) -> tempfile::TempDir {
+    let dir = with_config(case, "config.json");
+    let weights = dir.path().join("model.safetensors");
+    let file = std::fs::read(&weights).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    let renamed = tensors.tensors().into_iter().map(|(name, tensor)| match name.as_str() {
+        "model.embed_tokens.weight" => ("lm_head.weight".to_owned(), tensor),
+        _ => (name, tensor),
+    });
+    let written = safetensors::serialize(renamed, None).unwrap();
+    std::fs::write(weights, written).unwrap();
+    set(&dir, "tie_word_embeddings", tied.into());
+    dir
+}
+
+/// Sets a field of the folder's configuration.
+fn set(dir: &tempfile::TempDir, field: &str, value: serde_json::Value) {
+    let path = dir.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config[field] = value;
+    std::fs::write(path, config.to_string()).unwrap();
+}
+
+#[test]
+fn a_tied_model_whose_file_has_only_the_head_is_the_same_model() {
+    for case in ["qwen2", "gemma2", "phi4-mini"] {
+        let dir = with_head_alone(case, true);
+        let files = ModelFiles::open(dir.path()).unwrap();
+        assert!(files.tensors.names().contains(&"model.embed_tokens.weight"));
+        assert!(files.tensors.info("lm_head.weight").is_none());
+        let expected = Expected::open(&goldens().join(case).join("expected.safetensors"));
+        nothing_wrong(check_logits(case, dir.path(), &expected.documents(), &expected));
+        // All that is written of it has the one matrix under the embedding's name, and is read again.
+        let out = tempfile::tempdir().unwrap();
+        load::write_model(out.path(), &files, load::file_dtype(&files), false, |name| {
+            load::read_f32(&files, name)
+        })
+        .unwrap();
+        std::fs::copy(dir.path().join("tokenizer.json"), out.path().join("tokenizer.json")).unwrap();
+        nothing_wrong(check_logits(case, out.path(), &expected.documents(), &expected));
+        // The tensor's size is checked as ever.
+        set(&dir, "vocab_size", 7.into());
+        let files = ModelFiles::open(dir.path()).unwrap();
+        let both = Dtypes::both(DType::F32);
+        let error = load::decoder(&files, both, &mut Params::new(), &Trained::Nothing).err().unwrap();
+        assert!(error.to_string().contains("model.embed_tokens.weight"), "{error}");
+    }
+    // Two matrices of which one is missing stay an error.
+    let dir = with_head_alone("qwen2", false);
+    let files = ModelFiles::open(dir.path()).unwrap();
+    let both = Dtypes::both(DType::F32);
+    let error = load::decoder(&files, both, &mut Params::new(), &Trained::Nothing).err().unwrap();
+    assert!(error.to_string().contains("model.embed_tokens.weight"), "{error}");
 }
 
 /// The golden GGUF file of a case with one more number in its metadata.

@@ -19,6 +19,7 @@ mod safetensors;
 mod stream;
 mod suggest;
 mod tensor;
+mod tied;
 mod unique;
 
 pub use config::ModelConfig;

@@ -9,8 +9,7 @@ use serde_json::Value;
 use super::config_fields::without_code;
 use super::gguf::{GgufFile, GgufSource};
 use super::suggest::must_exist;
-use super::{Error, ModelConfig, RawTensor, Result, SafetensorsSource, TensorInfo, TensorSource};
-use crate::spec::{EMBEDDING, HEAD};
+use super::{Error, ModelConfig, RawTensor, Result, SafetensorsSource, TensorInfo, TensorSource, tied};
 
 /// An opened model: its description, and its weights ready to be read.
 pub struct ModelFiles {
@@ -86,10 +85,13 @@ impl ModelFiles {
         let config_path = path.join("config.json");
         let mut raw_config = without_code(read_json(&config_path)?);
         let mut config = ModelConfig::from_value(&raw_config, &config_path)?;
-        if let (true, Some(map)) = (config.spec.tied_head && !is_tied(&*tensors)?, raw_config.as_object_mut())
-        {
-            map.insert("tie_word_embeddings".into(), false.into());
-            config = ModelConfig::from_value(&raw_config, &config_path)?;
+        let mut tensors = tensors;
+        if config.spec.tied_head {
+            tensors = tied::by_the_embeddings_name(tensors);
+            if let (false, Some(map)) = (tied::is_tied(&*tensors)?, raw_config.as_object_mut()) {
+                map.insert("tie_word_embeddings".into(), false.into());
+                config = ModelConfig::from_value(&raw_config, &config_path)?;
+            }
         }
         let generation_path = path.join("generation_config.json");
         let generation_config =
@@ -158,21 +160,6 @@ impl ModelFiles {
     pub fn is_gguf(&self) -> bool {
         self.gguf.is_some()
     }
-}
-
-/// Whether the weights are those of a model whose head is its embedding, as its configuration says. A head of its own that
-/// differs (of a merged adapter, say, which trained the two apart) is not left out for that: transformers does not tie the
-/// two then.
-fn is_tied(tensors: &dyn TensorSource) -> Result<bool> {
-    let names = [EMBEDDING, HEAD].map(|path| format!("{path}.weight"));
-    if names.iter().any(|name| tensors.info(name).is_none()) {
-        return Ok(true);
-    }
-    let [embedding, head] = [tensors.read(&names[0])?, tensors.read(&names[1])?];
-    Ok(match embedding.dtype == head.dtype {
-        true => embedding.bytes == head.bytes,
-        false => embedding.to_f32() == head.to_f32(),
-    })
 }
 
 /// A model of which only the description is there.

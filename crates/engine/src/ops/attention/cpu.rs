@@ -10,7 +10,7 @@ use crate::gemm::{Finish, Mat, MatMut, Term, Threads, sum_of_products};
 use crate::isa::vectorised;
 use crate::ops::softcap::Softcap;
 use crate::ops::softmax::{exponentials, largest};
-use crate::{Element, Real, pool};
+use crate::{Element, Real, pool, profile};
 
 /// Queries and keys per block: the scores of a block stay in the first-level cache's reach.
 const BLOCK: usize = 64;
@@ -66,6 +66,11 @@ fn part<E: Element>(
 /// c = a·b, or c += a·b.
 fn product<E: Element>(c: MatMut<'_, E::Acc>, add: bool, a: Mat<'_, E>, b: Mat<'_, E>) {
     sum_of_products(c, add, &[Term::new(a, b)], Finish::default(), Threads::One);
+}
+
+/// Floating-point operations of so many products of blocks.
+fn products(count: usize, queries: usize, keys: usize, dim: usize) -> f64 {
+    2.0 * (count * queries * keys * dim) as f64
 }
 
 /// Of a block of queries of one head: out `[rows, head_dim]`, and the log-sum-exp of each.
@@ -213,6 +218,7 @@ fn forward_block<E: Element>(
         .soften(&mut scores, n, &mut running, &mut p);
         let v = part(segment.v, kv_cols, k0, n, head.kv, dim);
         product(MatMut::new(&mut running.out, rows, dim), true, Mat::new(&p, rows, n), v);
+        profile::count(products(2, rows, n, dim), 0.0);
     }
     let Running { mut max, sum, mut out } = running;
     for i in 0..rows {
@@ -374,6 +380,7 @@ fn backward_head<E: Element>(
             product(MatMut::new(&mut dv[key_rows.clone()], nk, dim), true, p.t(), dout(q0, nq));
             product(MatMut::new(&mut dk[key_rows], nk, dim), true, ds.t(), q(q0, nq));
             product(MatMut::new(&mut dq[q0 * dim..(q0 + nq) * dim], nq, dim), true, ds, k(k0, nk));
+            profile::count(products(5, nq, nk, dim), 0.0);
         }
     }
     [dq, dk, dv]
