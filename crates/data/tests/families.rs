@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use common::golden;
+use common::{golden, shipped_conversation as conversation};
 use loratune_data::encode::IGNORE;
 use loratune_data::mask::{Masker, Specials};
 use loratune_data::template::RenderInput;
@@ -77,21 +77,6 @@ fn source(families: &Path, name: &str, expected: &Value) -> Option<String> {
 fn compile(name: &str, source: &str, expected: &Value, now: &Value) -> JinjaTemplate {
     let token = |key: &str| (format!("{key}_token"), expected[key].as_str().unwrap().to_string());
     JinjaTemplate::new(name, source, [token("bos"), token("eos")], now.as_u64()).unwrap()
-}
-
-fn conversation(golden: &Value, case: &str) -> Conversation {
-    let row = &golden["conversations"][case];
-    let message = |m: &Value| {
-        let mut extra = m.as_object().unwrap().clone();
-        let (role, content) = (extra.remove("role").unwrap(), extra.remove("content").unwrap());
-        let plain = Message::new(role.as_str().unwrap(), content.as_str().unwrap_or_default());
-        Message { extra, null_content: content.is_null(), ..plain }
-    };
-    Conversation {
-        tools: (row["tools"] == true).then(|| golden["tools"].clone()),
-        variables: row["variables"].as_object().unwrap().clone(),
-        ..Conversation::new(row["messages"].as_array().unwrap().iter().map(message).collect())
-    }
 }
 
 fn render(template: &JinjaTemplate, c: &Conversation, add_generation_prompt: bool) -> Result<String, String> {

@@ -52,8 +52,14 @@ fn cost(tokens: usize, window: Option<usize>) -> Cost {
     });
     let dy = params.value(q).clone();
     let mut grads = Gradients::new(&params);
-    let config =
-        AttentionConfig { heads: HEADS, kv_heads: KV_HEADS, head_dim: DIM, scale: 0.3, window, softcap: None };
+    let config = AttentionConfig {
+        heads: HEADS,
+        kv_heads: KV_HEADS,
+        head_dim: DIM,
+        scale: 0.3,
+        window,
+        softcap: None,
+    };
 
     let before = LIVE.load(Relaxed);
     PEAK.store(before, Relaxed);

@@ -16,7 +16,7 @@ const TOKENIZER: [&str; 7] = [
     "generation_config.json",
 ];
 const TEMPLATES: &str = "additional_chat_templates/";
-/// Of a tokenizer without tokenizer.json: what tells which kind it is.
+/// Of a tokenizer without tokenizer.json: SentencePiece's, which is read, and what tells another kind.
 const OLD_TOKENIZER: [&str; 2] = ["tokenizer.model", "vocab.json"];
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";

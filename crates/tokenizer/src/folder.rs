@@ -8,18 +8,18 @@ use crate::config::ConfigParts;
 use crate::{Result, TokenizerBundle, TokenizerError};
 
 impl TokenizerBundle {
-    /// Reads `tokenizer.json` and, where they exist, `tokenizer_config.json`, `special_tokens_map.json`,
+    /// Reads `tokenizer.json`, or where there is none a SentencePiece `tokenizer.model`, and, where they exist, `tokenizer_config.json`, `special_tokens_map.json`,
     /// `chat_template.jinja` (which wins over the configuration's template) and
     /// `additional_chat_templates/*.jinja`.
     ///
     /// # Errors
-    /// When there is no tokenizer.json, or a file cannot be understood.
+    /// When there is neither, or a file cannot be understood.
     pub fn from_folder(folder: &Path) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(no_tokenizer(folder)),
-            Err(source) => return Err(TokenizerError::Io { action: "read", path, source }),
+        let (path, old) = (folder.join("tokenizer.json"), folder.join("tokenizer.model"));
+        let (bytes, sentencepiece) = match (read(&path)?, read(&old)?) {
+            (Some(bytes), _) => (bytes, false),
+            (None, Some(bytes)) => (bytes, true),
+            (None, None) => return Err(no_tokenizer(folder)),
         };
         let config_path = folder.join("tokenizer_config.json");
         let config = read_object(&config_path)?.map_or(Value::Null, Value::Object);
@@ -31,16 +31,27 @@ impl TokenizerBundle {
         for (name, text) in template_files(folder)? {
             parts.add_template(name, text);
         }
-        Self::assemble(&bytes, parts, &path.display().to_string())
+        match sentencepiece {
+            false => Self::assemble(&bytes, parts, &path.display().to_string()),
+            true => Self::from_sentencepiece(&bytes, parts, &old.display().to_string()),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(TokenizerError::Io { action: "read", path: path.to_owned(), source }),
     }
 }
 
 fn no_tokenizer(folder: &Path) -> TokenizerError {
     let hint = if !folder.is_dir() {
         ": there is no such folder"
-    } else if folder.join("tokenizer.model").exists() {
-        ", only a SentencePiece tokenizer.model; convert it once with transformers: \
-         AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+    } else if folder.join("tekken.json").exists() {
+        ", only Mistral's tekken.json, which has no chat template; convert it once with transformers: \
+         AutoTokenizer.from_pretrained(folder).save_pretrained(folder), and choose a template by name (`template`)"
     } else if folder.join("vocab.json").exists() {
         ", only vocab.json; convert it once with transformers: \
          AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"

@@ -71,7 +71,7 @@ impl TokenizerBundle {
     pub fn from_gguf(vocabulary: &GgufVocabulary) -> Result<Self> {
         let padding = vocabulary.padding();
         if padding == 0 {
-            return Builder::new(vocabulary)?.build();
+            return build(vocabulary);
         }
         // Lists that do not fit together still do not: all lose as much.
         let mut vocabulary = vocabulary.clone();
@@ -83,8 +83,18 @@ impl TokenizerBundle {
         if let Some(scores) = &mut vocabulary.scores {
             scores.truncate(cut(scores.len()));
         }
-        Builder::new(&vocabulary)?.build()
+        build(&vocabulary)
     }
+}
+
+fn build(vocabulary: &GgufVocabulary) -> Result<TokenizerBundle> {
+    let (tokenizer, parts) = parts(vocabulary)?;
+    TokenizerBundle::assemble(Value::Object(tokenizer).to_string().as_bytes(), parts, ORIGIN)
+}
+
+/// What tokenizer.json and tokenizer_config.json would say.
+pub(crate) fn parts(vocabulary: &GgufVocabulary) -> Result<(Map<String, Value>, ConfigParts)> {
+    Builder::new(vocabulary)?.build()
 }
 
 struct Builder<'a> {
@@ -127,7 +137,7 @@ impl<'a> Builder<'a> {
         Ok(Builder { gguf, ids })
     }
 
-    fn build(&self) -> Result<TokenizerBundle> {
+    fn build(&self) -> Result<(Map<String, Value>, ConfigParts)> {
         let (mut tokenizer, add_bos) = match self.gguf.model.as_str() {
             "gpt2" => self.byte_level()?,
             "llama" => (self.sentencepiece()?, true),
@@ -162,7 +172,7 @@ impl<'a> Builder<'a> {
         (parts.bos, parts.eos) = (content(bos), content(eos));
         (parts.pad, parts.unk) = (content(pad), content(unk));
         parts.chat_template = self.gguf.chat_template.clone();
-        TokenizerBundle::assemble(Value::Object(tokenizer).to_string().as_bytes(), parts, ORIGIN)
+        Ok((tokenizer, parts))
     }
 
     fn kind(&self, id: u32) -> i32 {

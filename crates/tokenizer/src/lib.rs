@@ -11,6 +11,7 @@ mod folder;
 mod gguf;
 mod pre_tokenizers;
 mod save;
+mod sentencepiece;
 mod stream;
 mod to_gguf;
 

@@ -294,6 +294,8 @@ fn missing_and_broken_files_are_named() {
     let text = |e: TokenizerError| e.to_string();
     let load = || TokenizerBundle::from_folder(dir.path()).unwrap_err();
     assert!(text(load()).contains("no tokenizer.json"));
+    std::fs::write(dir.path().join("tekken.json"), "{}").unwrap();
+    assert!(text(load()).contains("only Mistral's tekken.json"));
     std::fs::write(dir.path().join("tokenizer.model"), "x").unwrap();
     assert!(text(load()).contains("SentencePiece"));
     let good = std::fs::read(goldens().join("folder/tokenizer.json")).unwrap();

@@ -80,3 +80,19 @@ fn message(value: &Value) -> Message {
         .collect();
     Message { extra, ..Message::new(text("role"), text("content")) }
 }
+
+/// A conversation of `families.json`.
+pub fn shipped_conversation(golden: &Value, case: &str) -> Conversation {
+    let row = &golden["conversations"][case];
+    let message = |m: &Value| {
+        let mut extra = m.as_object().unwrap().clone();
+        let (role, content) = (extra.remove("role").unwrap(), extra.remove("content").unwrap());
+        let plain = Message::new(role.as_str().unwrap(), content.as_str().unwrap_or_default());
+        Message { extra, null_content: content.is_null(), ..plain }
+    };
+    Conversation {
+        tools: (row["tools"] == true).then(|| golden["tools"].clone()),
+        variables: row["variables"].as_object().unwrap().clone(),
+        ..Conversation::new(row["messages"].as_array().unwrap().iter().map(message).collect())
+    }
+}
