@@ -1,10 +1,13 @@
 //! The tokenizer as the rest of the program sees it.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 use tokenizers::processors::PostProcessorWrapper;
 use tokenizers::{PostProcessor, Tokenizer};
 
 use crate::config::{self, ConfigParts};
+use crate::fast::ByteLevelBpe;
 use crate::{Result, StreamDecoder, TokenizerError};
 
 /// Start and end, in bytes, of what a token covers in its text.
@@ -24,6 +27,8 @@ pub struct SpecialToken {
 pub struct TokenizerBundle {
     /// Without its post-processor, which would trim spaces from offsets; [`Self::encode`] applies it itself.
     pub(crate) tokenizer: Tokenizer,
+    /// A shorter way to the same ids, where there is one.
+    fast: Option<Arc<ByteLevelBpe>>,
     pub(crate) post_processor: Option<PostProcessorWrapper>,
     /// tokenizer_config.json as it was read, less the chat template.
     pub(crate) config: Map<String, Value>,
@@ -88,6 +93,7 @@ impl TokenizerBundle {
         tokenizer.with_post_processor(None::<PostProcessorWrapper>);
         let mut bundle = TokenizerBundle {
             tokenizer,
+            fast: None,
             post_processor,
             config: parts.config,
             named_templates: parts.named_templates,
@@ -133,6 +139,15 @@ impl TokenizerBundle {
     /// # Errors
     /// As [`Self::encode`].
     pub fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<ByteRange>)> {
+        let fail = |e: tokenizers::Error| TokenizerError::Run { action: "tokenise", detail: e.to_string() };
+        if let Some(encoded) = self.fast.as_ref().and_then(|fast| fast.encode(&self.tokenizer, text)) {
+            return encoded.map_err(fail);
+        }
+        self.encode_by_library(text)
+    }
+
+    /// As [`Self::encode_with_offsets`], the long way.
+    pub(crate) fn encode_by_library(&self, text: &str) -> Result<(Vec<u32>, Vec<ByteRange>)> {
         let encoding = self
             .tokenizer
             .encode(text, false)
@@ -178,8 +193,9 @@ impl TokenizerBundle {
         self.vocab_size
     }
 
-    /// Finds [`Self::vocab_size`] anew.
+    /// Finds anew what follows from the tokenizer: [`Self::vocab_size`], and the shorter way.
     pub(crate) fn measure(&mut self) {
+        self.fast = ByteLevelBpe::of(&self.tokenizer);
         self.vocab_size = self.tokenizer.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
     }
 

@@ -6,6 +6,7 @@ mod add;
 mod bundle;
 mod config;
 mod error;
+mod fast;
 mod fingerprint;
 mod folder;
 mod gguf;

@@ -32,6 +32,8 @@ const FREE_KEYS: &[&str] = &[
     "save_strategy",
     "save_steps",
     "save_total_limit",
+    "save_only_model",
+    "logging_dir",
     "plot_loss",
     "report_to",
     "push_to_hub",
@@ -297,7 +299,8 @@ impl Output {
     }
 
     /// Writes `checkpoint-N`, then removes what `save_total_limit` no longer allows.
-    pub fn save_checkpoint(&self, trainer: &Trainer<'_>) -> Result<PathBuf> {
+    /// Unless it is `whole`, the optimiser's state is left out, and no run can go on from it.
+    pub fn save_checkpoint(&self, trainer: &Trainer<'_>, whole: bool) -> Result<PathBuf> {
         let path = self.dir.join(format!("checkpoint-{}", trainer.progress.step));
         let state = State {
             version: 1,
@@ -309,12 +312,16 @@ impl Output {
         };
         replace_dir_atomically(&path, |dir| -> Result<()> {
             trainer.model.save_weights(dir)?;
-            let tensors = trainer.optimizer.tensors(&trainer.model.params)?;
-            crate::model::write_tensors(&dir.join(OPTIMIZER), &tensors)?;
+            if whole {
+                let tensors = trainer.optimizer.tensors(&trainer.model.params)?;
+                crate::model::write_tensors(&dir.join(OPTIMIZER), &tensors)?;
+            }
             crate::output::trainer_state(trainer, false).save(&dir.join("trainer_state.json"))?;
             write_json(&dir.join(STATE), &state)
         })?;
-        *self.last.borrow_mut() = Some(path.clone());
+        if whole {
+            *self.last.borrow_mut() = Some(path.clone());
+        }
         self.enforce_limit(trainer)?;
         Ok(path)
     }
@@ -410,6 +417,12 @@ pub fn started(path: &Path) -> Result<u64> {
 pub fn resume(trainer: &mut Trainer<'_>, path: &Path) -> Result<()> {
     let problem = |what: String| Error::Checkpoint { path: path.into(), what };
     let state = read_state(path)?;
+    if !path.join(OPTIMIZER).exists() {
+        return Err(problem(format!(
+            "it holds no optimiser state ({OPTIMIZER}), so a run can't go on from it: it was written with save_only_model. \
+             To train on from its weights, start a new run with adapter_name_or_path (or model_name_or_path) set to it"
+        )));
+    }
     let theirs = RunConfig::from_text(&state.config, "run_config.yaml", &[])?.config;
     let changed = differences(&theirs, trainer.config());
     if !changed.is_empty() {

@@ -52,7 +52,10 @@ impl Feed {
         };
         let batch_size = config.per_device_train_batch_size as usize;
         Feed {
-            batches_per_epoch: plan.batches_per_epoch(batch_size),
+            batches_per_epoch: match config.dataloader_drop_last {
+                false => plan.batches_per_epoch(batch_size),
+                true => plan.rows_per_epoch() / batch_size,
+            },
             digest: digest(&[&train, &eval]),
             train: Train::Rows { examples: train, plan, cached: RefCell::default() },
             eval,
@@ -134,6 +137,8 @@ impl Feed {
                     *cached = Some((epoch, plan.rows(epoch)));
                 }
                 let rows = cached.as_ref().map_or(&[][..], |(_, rows)| rows);
+                // Of an epoch's last batch, if it is short, nothing with dataloader_drop_last.
+                let rows = &rows[..rows.len().min(self.batches_per_epoch * self.batch_size)];
                 let rows = rows.iter().skip(index * window).take(window);
                 rows.map(|row| row.iter().map(|&i| examples.get(i)).collect()).collect()
             }

@@ -56,7 +56,10 @@ impl LiveLogs {
     pub fn open(config: &RunConfig, resumed_at: Option<u64>) -> Result<LiveLogs, ReportError> {
         let dir = Path::new(&config.output_dir);
         let events = match config.report_to.contains(&Reporter::TensorBoard) {
-            true => Some(EventWriter::create(&dir.join("runs"), resumed_at)?),
+            true => {
+                let events = config.logging_dir.as_ref().map_or_else(|| dir.join("runs"), Into::into);
+                Some(EventWriter::create(&events, resumed_at)?)
+            }
             false => None,
         };
         Ok(LiveLogs { history: History::open(dir, resumed_at)?, events, start: std::time::Instant::now() })

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::metrics::Scores;
 use crate::report::{EvalMetrics, LogEntry};
+use crate::schedule::Rates;
 
 /// Saved in every checkpoint; a run that continues from it ends with the same bytes as one that was never stopped.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -23,6 +24,9 @@ pub struct Progress {
     pub best: Option<(f64, u64)>,
     /// Evaluations in a row without a better metric.
     pub evaluations_without_gain: u64,
+    /// The learning rates, where they follow a metric.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rates: Option<Rates>,
 }
 
 /// What a step reports.

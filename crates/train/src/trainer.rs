@@ -8,7 +8,7 @@ use loratune_engine::{Gradients, Mode, Tape};
 use loratune_model::generate::Sampling;
 
 use crate::checkpoint::Output;
-use crate::config::{EvalStrategy, RunConfig, SaveStrategy};
+use crate::config::{EvalStrategy, LogStrategy, RunConfig, SaveStrategy};
 use crate::error::{Error, Result};
 use crate::evaluate::evaluate;
 use crate::feed::Feed;
@@ -17,7 +17,7 @@ use crate::optimizer::Optimizer;
 use crate::predict::{self, Prediction};
 use crate::progress::{Evaluation, Progress, StepReport};
 use crate::report::{EvalMetrics, LogEntry};
-use crate::schedule::Schedule;
+use crate::schedule::{Rates, Schedule};
 
 /// What watches a run and may end it.
 pub trait Observer: Send {
@@ -103,20 +103,27 @@ impl<'a> Trainer<'a> {
         let total = feed.total_steps(config);
         let epoch = feed.steps_per_epoch();
         let logging = config.logging_steps.resolve(total, feed.batches_to_log_by());
+        let optimizer = Optimizer::new(&model.params, config)?;
+        let schedule = config.schedule().map_err(|e| Error::Invalid(e.to_string()))?;
+        let rates = schedule.plateau().map(|p| Rates::new(p, config.learning_rate, &optimizer.lr_factors()));
         Ok(Trainer {
-            optimizer: Optimizer::new(&model.params, config)?,
-            progress: Progress::default(),
-            schedule: config.schedule().map_err(|e| Error::Invalid(e.to_string()))?,
+            optimizer,
+            progress: Progress { rates, ..Progress::default() },
+            schedule,
             total,
             warmup: config.warmup(total),
-            log_when: When::Every(logging),
+            log_when: match config.logging_strategy {
+                LogStrategy::No => When::Never,
+                LogStrategy::Steps => When::Every(logging),
+                LogStrategy::Epoch => When::Epochs(epoch),
+            },
             eval_when: match config.eval_strategy {
                 EvalStrategy::No => When::Never,
                 EvalStrategy::Steps => When::Every(config.eval_steps.map_or(logging, |s| s.resolve(total))),
                 EvalStrategy::Epoch => When::Epochs(epoch),
             },
             save_when: match config.save_strategy {
-                SaveStrategy::No => When::Never,
+                SaveStrategy::No | SaveStrategy::Best => When::Never,
                 SaveStrategy::Steps => When::Every(config.save_steps.resolve(total)),
                 SaveStrategy::Epoch => When::Epochs(epoch),
             },
@@ -147,26 +154,27 @@ impl<'a> Trainer<'a> {
             observer.step(&report);
             let step = report.step;
             let mut saved = false;
-            if self.log_when.is(step, self.total) || step == self.total && self.progress.loss_steps > 0 {
+            if self.must_log(step) {
                 self.log(&report, observer);
             }
             let mut early = false;
-            if self.eval_when.is(step, self.total) {
+            if self.must_evaluate(step) {
                 early = self.evaluate(observer)?;
             }
+            let stops = step < self.total && !early && observer.stop_requested();
             if self.save_when.is(step, self.total) || self.must_save_best(step) {
-                self.save(observer)?;
+                self.save(stops, observer)?;
                 saved = true;
             }
             if early {
                 if !saved {
-                    self.save(observer)?;
+                    self.save(false, observer)?;
                 }
                 return Ok(Ending::EarlyStopped { step });
             }
-            if step < self.total && observer.stop_requested() {
+            if stops {
                 if !saved {
-                    self.save(observer)?;
+                    self.save(true, observer)?;
                 }
                 return Ok(Ending::Interrupted { step });
             }
@@ -174,9 +182,36 @@ impl<'a> Trainer<'a> {
         Ok(Ending::Finished)
     }
 
+    fn must_log(&self, step: u64) -> bool {
+        let left_over = step == self.total && self.progress.loss_steps > 0 && self.log_when != When::Never;
+        let first = step == 1 && self.config.logging_first_step;
+        self.log_when.is(step, self.total) || left_over || first
+    }
+
+    /// `eval_delay` counts what `eval_strategy` does: steps, or epochs.
+    fn must_evaluate(&self, step: u64) -> bool {
+        let passed = match self.eval_when {
+            When::Epochs(_) => self.epoch(),
+            _ => step as f64,
+        };
+        self.eval_when.is(step, self.total) && passed >= self.config.eval_delay
+    }
+
     /// With `load_best_model_at_end` the best weights must be on disk whatever `save_steps` says.
     fn must_save_best(&self, step: u64) -> bool {
-        self.config.load_best_model_at_end && self.progress.best.is_some_and(|(_, at)| at == step)
+        let wanted = self.config.load_best_model_at_end || self.config.save_strategy == SaveStrategy::Best;
+        wanted && self.progress.best.is_some_and(|(_, at)| at == step)
+    }
+
+    /// The learning rate of the parameters whose group has this multiple of `learning_rate`.
+    fn learning_rate(&self, lr_factor: f64) -> f64 {
+        match &self.progress.rates {
+            Some(rates) => rates.of(lr_factor),
+            None => {
+                let factor = self.schedule.lr_factor(self.progress.step, self.warmup, self.total);
+                self.config.learning_rate * factor * lr_factor
+            }
+        }
     }
 
     fn epoch(&self) -> f64 {
@@ -192,8 +227,7 @@ impl<'a> Trainer<'a> {
         let tokens: usize = window.iter().map(|b| b.tokens()).sum();
         // Dividing the sum by the whole window's count makes 8 × 1 rows the same step as 1 × 8.
         let per_token = 1.0 / trained.max(1) as f64;
-        let learning_rate =
-            self.config.learning_rate * self.schedule.lr_factor(step, self.warmup, self.total);
+        let learning_rate = self.learning_rate(1.0);
         let mut grads = Gradients::new(&self.model.params);
         let mut loss = 0.0;
         for (micro, batch) in window.iter().enumerate() {
@@ -225,7 +259,8 @@ impl<'a> Trainer<'a> {
         }
         let max = self.config.max_grad_norm;
         let clip = if max > 0.0 { (max / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
-        self.optimizer.step(&mut self.model.params, &grads, clip, learning_rate)?;
+        let rates: Vec<f64> = self.optimizer.lr_factors().iter().map(|f| self.learning_rate(*f)).collect();
+        self.optimizer.step(&mut self.model.params, &grads, clip, &rates)?;
         self.progress.step += 1;
         self.progress.loss_sum += loss;
         self.progress.loss_steps += 1;
@@ -331,6 +366,9 @@ impl<'a> Trainer<'a> {
         let metric = self.config.metric_for_best_model;
         let value = metric.of(&evaluation).unwrap_or(f64::NAN);
         let greater = self.config.greater_is_better.unwrap_or_else(|| metric.greater_is_better());
+        if let (Some(plateau), Some(rates)) = (self.schedule.plateau(), &mut self.progress.rates) {
+            rates.evaluated(plateau, value, plateau.greater.unwrap_or(greater));
+        }
         let better =
             self.progress.best.is_none_or(|(best, _)| if greater { value > best } else { value < best });
         if better {
@@ -421,13 +459,14 @@ impl<'a> Trainer<'a> {
                 place = self.first_non_finite(&batch)?;
             }
         }
-        let learning_rate =
-            self.config.learning_rate * self.schedule.lr_factor(self.progress.step, self.warmup, self.total);
+        let learning_rate = self.learning_rate(1.0);
         Ok(self.non_finite(Wrong::Evaluation(evaluation), place, learning_rate, observer))
     }
 
-    fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let path = self.output.save_checkpoint(self)?;
+    /// Writes a checkpoint. An interrupted run goes on from its last one, so that holds everything.
+    fn save(&mut self, interrupted: bool, observer: &mut dyn Observer) -> Result<()> {
+        let whole = interrupted || !self.config.save_only_model;
+        let path = self.output.save_checkpoint(self, whole)?;
         observer.saved(self.progress.step, &path);
         Ok(())
     }

@@ -473,7 +473,7 @@ fn contradictions_name_both_sides() {
             "val_size: 9\neval_strategy: steps\nsave_strategy: epoch\nload_best_model_at_end: true\n",
             "`load_best_model_at_end: true` (run.yaml:7) and `eval_strategy: steps` (run.yaml:5) and `save_strategy: epoch` \
              (run.yaml:6) do not go together: the best model can only be kept if it is saved when it is evaluated; make \
-             both strategies equal",
+             both strategies equal, or save_strategy best",
         ),
         (
             "val_size: 9\neval_strategy: steps\neval_steps: 30\nsave_steps: 100\nload_best_model_at_end: true\n",

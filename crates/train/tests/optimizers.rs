@@ -45,7 +45,8 @@ fn step(optimizer: &mut Optimizer, params: &mut Params, step: u64) {
         let seed = (100 + 7 * step + i as u64) as f64;
         grads.add(id, numbers(SHAPES[i], seed, |x| x * 0.1 / (1.0 + step as f32))).unwrap();
     }
-    optimizer.step(params, &grads, 1.0, 1e-2).unwrap();
+    let rates = vec![1e-2; params.ids().count()];
+    optimizer.step(params, &grads, 1.0, &rates).unwrap();
 }
 
 fn sample(params: &Params) -> Vec<Vec<f64>> {

@@ -1,11 +1,22 @@
 //! The learning-rate schedules against transformers' `get_scheduler` (goldens/make_schedules.py).
 
 use loratune_train::config::Value;
-use loratune_train::schedule::{Schedule, ScheduleKind};
+use loratune_train::schedule::{Rates, Schedule, ScheduleKind};
 
 #[derive(serde::Deserialize)]
 struct Golden {
     cases: Vec<Case>,
+    metric_cases: Vec<MetricCase>,
+}
+
+#[derive(serde::Deserialize)]
+struct MetricCase {
+    name: String,
+    learning_rate: f64,
+    kwargs: Value,
+    metrics: Vec<f64>,
+    /// After each metric, of a group at `learning_rate` and one at 16 times as much.
+    rates: Vec<[f64; 2]>,
 }
 
 #[derive(serde::Deserialize)]
@@ -41,7 +52,35 @@ fn every_step_of_every_schedule_equals_transformers() {
             assert!((got - want).abs() <= 1e-15, "{label}");
         }
     }
-    assert_eq!(kinds.len(), ScheduleKind::ALL.len(), "a schedule has no golden");
+    let by_metric = ScheduleKind::ALL.iter().filter(|(kind, _)| kind.follows_metric()).count();
+    assert_eq!(kinds.len() + by_metric, ScheduleKind::ALL.len(), "a schedule has no golden");
+}
+
+#[test]
+fn rates_that_follow_a_metric_equal_torchs_and_transformers() {
+    let golden: Golden = serde_json::from_str(include_str!("goldens/schedules.json")).unwrap();
+    let mut changes = 0;
+    for case in &golden.metric_cases {
+        let kind = ScheduleKind::from_name(&case.name).unwrap();
+        let schedule = Schedule::new(kind, &kwargs(&case.kwargs), case.learning_rate).unwrap();
+        let plateau = schedule.plateau().unwrap();
+        let mut rates = Rates::new(plateau, case.learning_rate, &[16.0, 1.0, 16.0]);
+        assert_eq!(rates.of(16.0), 16.0 * case.learning_rate);
+        for (i, (metric, want)) in case.metrics.iter().zip(&case.rates).enumerate() {
+            let before = rates.of(1.0);
+            rates.evaluated(plateau, *metric, plateau.greater.unwrap_or(false));
+            changes += usize::from(rates.of(1.0) != before);
+            // What is written into a checkpoint is all there is.
+            rates = serde_json::from_str(&serde_json::to_string(&rates).unwrap()).unwrap();
+            for (factor, want) in [1.0, 16.0].into_iter().zip(want) {
+                let got = rates.of(factor);
+                let label =
+                    format!("{} {} after {i}, × {factor}: {got} is not {want}", case.name, case.kwargs);
+                assert!((got - want).abs() <= 1e-12 * want, "{label}");
+            }
+        }
+    }
+    assert!(changes > 60, "{changes}: the goldens hardly move");
 }
 
 #[test]

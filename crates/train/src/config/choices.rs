@@ -172,8 +172,23 @@ choices! {
         Steps = "steps",
         /// After each epoch.
         Epoch = "epoch",
+        /// After each evaluation that is better than all before.
+        Best = "best",
     }
-    not_yet ["best"]
+    not_yet []
+}
+
+choices! {
+    /// When to log the loss (`logging_strategy`).
+    LogStrategy {
+        /// Never.
+        No = "no",
+        /// Every `logging_steps`.
+        Steps = "steps",
+        /// After each epoch.
+        Epoch = "epoch",
+    }
+    not_yet []
 }
 
 choices! {
@@ -421,10 +436,7 @@ impl Field for ScheduleKind {
     }
     fn parse(value: &Value) -> Result<Self, Problem> {
         let Value::Str(name) = value else { return Err(Problem::Type) };
-        match name.trim() {
-            "reduce_lr_on_plateau" | "greedy" => Err(not_yet(&ScheduleKind::ALL.map(|(_, name)| name))),
-            name => ScheduleKind::from_name(name).ok_or(Problem::Type),
-        }
+        ScheduleKind::from_name(name.trim()).ok_or(Problem::Type)
     }
     fn to_value(&self) -> Value {
         Value::Str(self.name().into())

@@ -191,12 +191,21 @@ run_config! {
         resume_from_checkpoint: Resume = Resume::No, HuggingFace;
         /// Log every so many steps; below 1 a share of the run; `auto` is a fifth of the data's batches, from 1 to 25.
         logging_steps: LogSteps = LogSteps::Steps(Steps::Count(500)), HuggingFace, rule POSITIVE_OR_AUTO;
-        /// Checkpoints: `no`, every save_steps (`steps`), or after each `epoch`.
+        /// Log every logging_steps (`steps`), after each `epoch`, or `no` losses at all.
+        logging_strategy: LogStrategy = LogStrategy::Steps, HuggingFace;
+        /// Log the first step too.
+        logging_first_step: bool = false, HuggingFace;
+        /// Folder of the TensorBoard events.
+        logging_dir: Option<String> = None, HuggingFace, words "runs in output_dir";
+        /// Checkpoints: `no`, every save_steps (`steps`), after each `epoch`, or after each evaluation that is the `best` so far.
         save_strategy: SaveStrategy = SaveStrategy::Steps, HuggingFace;
         /// Steps between checkpoints; below 1 a share of the run.
         save_steps: Steps = Steps::Count(500), HuggingFace, rule POSITIVE;
         /// Keep only the newest so many checkpoints (the best one always).
         save_total_limit: Option<u64> = None, HuggingFace, rule AT_LEAST_1, words "all";
+        /// Leave the optimiser's state out of checkpoints: smaller, but a run can't go on from them; only the checkpoint of an
+        /// interrupted run holds it all the same.
+        save_only_model: bool = false, HuggingFace;
         /// Draw `training_loss.png` and `.svg`, `training_eval_loss.png`, `training_eval_accuracy.png` (LLaMA-Factory's default is
         /// false).
         plot_loss: bool = true, LlamaFactory;
@@ -225,6 +234,8 @@ run_config! {
         eval_strategy: EvalStrategy = EvalStrategy::No, HuggingFace, deprecated "evaluation_strategy";
         /// Steps between evaluations; below 1 a share of the run.
         eval_steps: Option<Steps> = None, HuggingFace, rule POSITIVE, words "logging_steps";
+        /// No evaluation before so many steps, or with `epoch` epochs.
+        eval_delay: f64 = 0.0, HuggingFace, rule NOT_NEGATIVE;
         /// Evaluate before the first step too.
         eval_on_start: bool = false, HuggingFace;
         /// Rows per batch in evaluation.
@@ -262,6 +273,8 @@ run_config! {
     "Training" {
         /// Rows (or packs) per batch.
         per_device_train_batch_size: u64 = 8, HuggingFace, rule ROWS;
+        /// Leave out an epoch's last batch if it has fewer rows; evaluation keeps all rows, which Hugging Face's does not.
+        dataloader_drop_last: bool = false, HuggingFace;
         /// Batches per optimiser step; the loss is divided by all trained tokens of the step.
         gradient_accumulation_steps: u64 = 1, HuggingFace, rule ROWS;
         /// Peak learning rate.
@@ -270,7 +283,8 @@ run_config! {
         num_train_epochs: f64 = 3.0, HuggingFace, rule POSITIVE;
         /// Stop after so many optimiser steps, whatever num_train_epochs says; -1 is off.
         max_steps: Limit = Limit(None), HuggingFace;
-        /// Course of the learning rate.
+        /// Course of the learning rate. `reduce_lr_on_plateau` and `greedy` go by metric_for_best_model at every evaluation, the
+        /// better direction being the metric's own, where Hugging Face's default is always `mode: min`.
         lr_scheduler_type: ScheduleKind = ScheduleKind::Linear, HuggingFace;
         /// Arguments of the course, such as `{num_cycles: 2}`.
         lr_scheduler_kwargs: Kwargs = Kwargs::default(), HuggingFace;

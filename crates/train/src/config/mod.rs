@@ -29,8 +29,8 @@ use std::collections::BTreeMap;
 
 pub use autotrain::{help as autotrain_help, markdown as autotrain_markdown};
 pub use choices::{
-    BaseDtype, BosOf, EvalStrategy, Finetuning, HubStrategy, Metric, MixStrategy, NeftuneScale, NewTokens,
-    Optimizer, Reporter, SaveStrategy, Stage, Thinking,
+    BaseDtype, BosOf, EvalStrategy, Finetuning, HubStrategy, LogStrategy, Metric, MixStrategy, NeftuneScale,
+    NewTokens, Optimizer, Reporter, SaveStrategy, Stage, Thinking,
 };
 pub use error::{ConfigError, Entry, Origin};
 pub use field::{Arity, Field, Iterations, Kwargs, Limit, LogSteps, Problem, Resume, Signed, Steps, Targets};

@@ -3,7 +3,7 @@
 
 use super::keys::RunConfig;
 use super::registry::Key;
-use super::{EvalStrategy, Finetuning, HubStrategy, Loaded, SaveStrategy, Stage};
+use super::{EvalStrategy, Finetuning, HubStrategy, Loaded, LogStrategy, SaveStrategy, Stage};
 use crate::schedule::ScheduleKind;
 
 type Unused = Vec<(&'static [&'static str], &'static str)>;
@@ -96,17 +96,35 @@ fn by_other_keys(c: &RunConfig) -> Unused {
     } else if !c.do_sample {
         unused.push((&["temperature", "top_p", "top_k"], "do_sample is off"));
     }
-    if !c.load_best_model_at_end && c.early_stopping_steps.is_none() {
+    let picks = c.load_best_model_at_end
+        || c.early_stopping_steps.is_some()
+        || c.save_strategy == SaveStrategy::Best
+        || c.lr_scheduler_type.follows_metric();
+    if !picks {
         unused.push((&["greater_is_better"], "nothing asks which evaluation is best"));
     }
     if c.save_strategy != SaveStrategy::Steps {
         unused.push((&["save_steps"], "save_strategy is not steps"));
+    }
+    if c.save_strategy == SaveStrategy::No {
+        unused.push((&["save_only_model"], "save_strategy is no"));
+    }
+    if c.logging_strategy != LogStrategy::Steps {
+        unused.push((&["logging_steps"], "logging_strategy is not steps"));
+    }
+    if c.report_to.is_empty() {
+        unused.push((&["logging_dir"], "report_to is none"));
+    }
+    if c.streaming {
+        unused.push((&["dataloader_drop_last"], "a stream's batches are all whole"));
     }
     if c.lr_scheduler_type == ScheduleKind::Constant {
         unused.push((
             &["warmup_steps", "warmup_ratio"],
             "lr_scheduler_type is constant; constant_with_warmup warms up",
         ));
+    } else if !c.lr_scheduler_type.warms_up() {
+        unused.push((&["warmup_steps", "warmup_ratio"], "this lr_scheduler_type has no warm-up"));
     }
     if !c.streaming {
         unused.push((&["buffer_size"], "streaming is off: whole epochs are shuffled"));

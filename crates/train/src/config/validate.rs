@@ -168,6 +168,15 @@ impl Loaded {
         }
         let wants = |key, why| self.conflict(&[key, "eval_strategy"], why);
         const SET: &str = "set eval_strategy to steps or epoch";
+        if c.lr_scheduler_type.follows_metric() {
+            return wants("lr_scheduler_type", &format!("it follows what evaluations show; {SET}"));
+        }
+        if c.save_strategy == SaveStrategy::Best {
+            return wants("save_strategy", &format!("nothing would say which is best; {SET}"));
+        }
+        if c.eval_delay > 0.0 {
+            return wants("eval_delay", &format!("evaluation is off; {SET}"));
+        }
         if c.load_best_model_at_end {
             return wants("load_best_model_at_end", &format!("nothing would say which is best; {SET}"));
         }
@@ -218,15 +227,22 @@ impl Loaded {
         }
         let same = matches!(
             (c.eval_strategy, c.save_strategy),
-            (EvalStrategy::Steps, SaveStrategy::Steps) | (EvalStrategy::Epoch, SaveStrategy::Epoch)
+            (EvalStrategy::Steps, SaveStrategy::Steps)
+                | (EvalStrategy::Epoch, SaveStrategy::Epoch)
+                | (_, SaveStrategy::Best)
         );
         if !same {
             return self.conflict(
                 &["load_best_model_at_end", "eval_strategy", "save_strategy"],
-                "the best model can only be kept if it is saved when it is evaluated; make both strategies equal",
+                "the best model can only be kept if it is saved when it is evaluated; make both strategies equal, \
+                 or save_strategy best",
             );
         }
-        let (EvalStrategy::Steps, Some(eval)) = (c.eval_strategy, c.eval_steps) else { return Ok(()) };
+        let (EvalStrategy::Steps, SaveStrategy::Steps, Some(eval)) =
+            (c.eval_strategy, c.save_strategy, c.eval_steps)
+        else {
+            return Ok(());
+        };
         let multiple = match (c.save_steps, eval) {
             (Steps::Count(save), Steps::Count(eval)) => eval > 0 && save % eval == 0,
             // In millionths, as transformers does: 0.3 / 0.1 is not 3 in floating point.

@@ -54,9 +54,9 @@ impl Rule {
         }
     }
 
-    /// The rule as it is for a group at the schedule's learning rate.
+    /// The rule as it is for a group at its learning rate.
     fn of_group(self, lr: f64, group: Group) -> Rule {
-        let (lr, weight_decay) = (lr * group.lr_factor, group.weight_decay);
+        let weight_decay = group.weight_decay;
         match self {
             Rule::AdamW(o) => Rule::AdamW(AdamW { lr, weight_decay, ..o }),
             Rule::AdamW8Bit(o) => Rule::AdamW8Bit(AdamW { lr, weight_decay, ..o }),
@@ -102,6 +102,11 @@ impl Optimizer {
         })
     }
 
+    /// By parameter, which multiple of `learning_rate` its own is.
+    pub fn lr_factors(&self) -> Vec<f64> {
+        self.groups.iter().map(|g| g.lr_factor).collect()
+    }
+
     pub fn steps(&self) -> u64 {
         self.steps
     }
@@ -111,20 +116,20 @@ impl Optimizer {
         self.states.iter().map(State::bytes).sum()
     }
 
-    /// One update of every parameter with its gradient times `grad_scale`, at learning rate `lr`.
+    /// One update of every parameter with its gradient times `grad_scale`; `rates` are the learning rates, by parameter.
     pub fn step(
         &mut self,
         params: &mut Params,
         grads: &Gradients,
         grad_scale: f64,
-        lr: f64,
+        rates: &[f64],
     ) -> Result<(), Error> {
         grads.check_complete(params)?;
         self.steps += 1;
         let mut adamw = AdamWSteps::default();
         for id in params.ids() {
             let Some(g) = grads.get(id) else { continue };
-            let rule = self.rule.of_group(lr, self.groups[id.index()]);
+            let rule = self.rule.of_group(rates[id.index()], self.groups[id.index()]);
             let (p, step) = (params.value_mut(id), self.steps);
             match (rule, &mut self.states[id.index()]) {
                 // On a card all parameters are one pass.

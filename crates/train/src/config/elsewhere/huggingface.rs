@@ -1,6 +1,6 @@
 //! Keys of transformers' `TrainingArguments` and `Seq2SeqTrainingArguments` (4.40 to 5.23).
 
-use super::Answer::{Lacking, Needless, Never, NotYet, Only, Use};
+use super::Answer::{Lacking, Needless, Never, Only, Use};
 use super::Group;
 
 const ONE_PROCESS: &str = "a run is one process";
@@ -13,7 +13,6 @@ pub(super) const KEYS: &[Group] = &[
         Only(&["false"], "recomputing activations is not there yet"),
         &["gradient_checkpointing", "activation_checkpointing"],
     ),
-    (Only(&["steps"], "logging_steps says how often"), &["logging_strategy"]),
     (Only(&["true"], "files are safetensors"), &["save_safetensors"]),
     (Needless("no code from a model's folder is ever run"), &["trust_remote_code"]),
     (
@@ -89,30 +88,27 @@ pub(super) const KEYS: &[Group] = &[
     (Lacking("evaluation has the run's precision"), &["bf16_full_eval", "fp16_full_eval"]),
     (Only(&["1"], "tokens are drawn one by one"), &["generation_num_beams"]),
     (Never(ONE_PROCESS), &["deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config"]),
+    (Needless("trainer_state.json always has num_input_tokens_seen"), &["include_num_input_tokens_seen"]),
+    (Needless("every result has tokens per second"), &["include_tokens_per_second"]),
+    (Needless("TensorBoard names a run by its folder, logging_dir"), &["run_name", "project"]),
+    (Only(&["random"], "disable_shuffling: true keeps the order"), &["train_sampling_strategy"]),
+    (Only(&["false"], "a resumed run goes on where it was in the data"), &["ignore_data_skip"]),
+    (Use("max_new_tokens"), &["generation_max_length"]),
     (
-        NotYet,
-        &[
-            "auto_find_batch_size",
-            "dataloader_drop_last",
-            "debug",
-            "eval_delay",
-            "generation_config",
-            "generation_max_length",
-            "ignore_data_skip",
-            "include_num_input_tokens_seen",
-            "include_tokens_per_second",
-            "label_smoothing_factor",
-            "logging_dir",
-            "logging_first_step",
-            "optim_target_modules",
-            "project",
-            "run_name",
-            "save_only_model",
-            "train_sampling_strategy",
-            "trackio_space_id",
-            "trackio_bucket_id",
-            "trackio_static_space_id",
-            "activation_checkpointing_kwargs",
-        ],
+        Lacking("how answers are drawn is said by do_sample, temperature, top_p, top_k and max_new_tokens"),
+        &["generation_config"],
+    ),
+    (
+        Lacking(
+            "a run takes the memory that its batch needs and can't be tried out; `--dry-run` says how much that is before it starts",
+        ),
+        &["auto_find_batch_size"],
+    ),
+    (Lacking("it is GaLore's and APOLLO's, which are not there"), &["optim_target_modules"]),
+    (Lacking("recomputing activations is not there yet"), &["activation_checkpointing_kwargs"]),
+    (Never("it is for debugging PyTorch; a value that is not finite is always found and named"), &["debug"]),
+    (
+        Never("numbers go to TensorBoard and trainer_log.jsonl"),
+        &["trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"],
     ),
 ];

@@ -3,9 +3,14 @@
 //! Names, keyword arguments and formulas are those of transformers' `get_scheduler`; the tests compare every step of
 //! several set-ups with it. `step` counts finished optimiser steps, so the first update uses `step = 0`.
 
+mod args;
+mod plateau;
+
 use std::f64::consts::PI;
 
 use crate::config::Value;
+use args::Args;
+pub use plateau::{Plateau, Rates};
 
 /// The schedules by Hugging Face's names (`lr_scheduler_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,11 +35,15 @@ pub enum ScheduleKind {
     CosineWarmupWithMinLr,
     /// Warm-up, plateau, decay of `num_decay_steps`.
     WarmupStableDecay,
+    /// Lower when evaluations show no gain (PyTorch's `ReduceLROnPlateau`), warm-up ignored.
+    ReduceOnPlateau,
+    /// Lower without gains, higher with steady ones, warm-up ignored.
+    Greedy,
 }
 
 impl ScheduleKind {
     /// Every kind with its name.
-    pub const ALL: [(ScheduleKind, &'static str); 10] = [
+    pub const ALL: [(ScheduleKind, &'static str); 12] = [
         (ScheduleKind::Linear, "linear"),
         (ScheduleKind::Cosine, "cosine"),
         (ScheduleKind::CosineWithRestarts, "cosine_with_restarts"),
@@ -45,11 +54,23 @@ impl ScheduleKind {
         (ScheduleKind::CosineWithMinLr, "cosine_with_min_lr"),
         (ScheduleKind::CosineWarmupWithMinLr, "cosine_warmup_with_min_lr"),
         (ScheduleKind::WarmupStableDecay, "warmup_stable_decay"),
+        (ScheduleKind::ReduceOnPlateau, "reduce_lr_on_plateau"),
+        (ScheduleKind::Greedy, "greedy"),
     ];
 
     /// Hugging Face's name.
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("linear", |(_, name)| name)
+    }
+
+    /// Whether it follows what evaluations show.
+    pub fn follows_metric(self) -> bool {
+        matches!(self, ScheduleKind::ReduceOnPlateau | ScheduleKind::Greedy)
+    }
+
+    /// Whether it begins with a warm-up where one is asked for.
+    pub fn warms_up(self) -> bool {
+        self != ScheduleKind::Constant && !self.follows_metric()
     }
 
     /// The kind of that name.
@@ -135,9 +156,10 @@ enum Shape {
         min: f64,
         cycles: f64,
     },
+    Metric(Plateau),
 }
 
-/// A schedule with its arguments checked; a pure function of the step.
+/// A schedule with its arguments checked; a pure function of the step, but for those that follow a metric.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
     kind: ScheduleKind,
@@ -187,6 +209,8 @@ impl Schedule {
                 }
             }
             ScheduleKind::WarmupStableDecay => warmup_stable_decay(&args)?,
+            ScheduleKind::ReduceOnPlateau => Shape::Metric(Plateau::reducing(&args)?),
+            ScheduleKind::Greedy => Shape::Metric(Plateau::greedy(&args)?),
         };
         Ok(Schedule { kind, shape })
     }
@@ -194,6 +218,14 @@ impl Schedule {
     /// Which schedule this is.
     pub fn kind(&self) -> ScheduleKind {
         self.kind
+    }
+
+    /// What it does with a metric, if it follows one: the rates are those of [`Rates`] then.
+    pub fn plateau(&self) -> Option<&Plateau> {
+        match &self.shape {
+            Shape::Metric(plateau) => Some(plateau),
+            _ => None,
+        }
     }
 
     /// The factor for the update that follows `step` finished steps, of `total`, the first `warmup` of them warm-up.
@@ -206,7 +238,7 @@ impl Schedule {
         let ramp_up = t / w.max(1.0);
         let warming = step < warmup;
         match &self.shape {
-            Shape::Constant => 1.0,
+            Shape::Constant | Shape::Metric(_) => 1.0,
             Shape::CosineWarmup { cycles, min, warmup_start } => {
                 if warming {
                     return match warmup_start {
@@ -316,94 +348,4 @@ fn warmup_stable_decay(args: &Args) -> Result<Shape, ScheduleError> {
         min: args.fraction("min_lr_ratio")?.unwrap_or(0.0),
         cycles: args.positive("num_cycles")?.unwrap_or(0.5),
     })
-}
-
-/// The keyword arguments as given; `null` counts as not given.
-struct Args<'a> {
-    schedule: &'static str,
-    given: &'a [(String, Value)],
-}
-
-impl Args<'_> {
-    fn only(&self, known: &[&str]) -> Result<(), ScheduleError> {
-        match self.given.iter().find(|(name, _)| !known.contains(&name.as_str())) {
-            None => Ok(()),
-            Some((name, _)) => Err(ScheduleError::Unknown {
-                schedule: self.schedule,
-                name: name.clone(),
-                takes: if known.is_empty() { "none".into() } else { known.join(", ") },
-            }),
-        }
-    }
-
-    fn get(&self, name: &str) -> Option<&Value> {
-        self.given.iter().find(|(n, v)| n == name && *v != Value::Null).map(|(_, v)| v)
-    }
-
-    fn number(
-        &self,
-        name: &'static str,
-        expected: &str,
-        ok: fn(f64) -> bool,
-    ) -> Result<Option<f64>, ScheduleError> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        match value.as_f64().filter(|x| x.is_finite() && ok(*x)) {
-            Some(x) => Ok(Some(x)),
-            None => Err(ScheduleError::Bad {
-                schedule: self.schedule,
-                name,
-                value: value.to_yaml(),
-                expected: expected.to_string(),
-            }),
-        }
-    }
-
-    fn positive(&self, name: &'static str) -> Result<Option<f64>, ScheduleError> {
-        self.number(name, "a number above 0", |x| x > 0.0)
-    }
-
-    fn fraction(&self, name: &'static str) -> Result<Option<f64>, ScheduleError> {
-        self.number(name, "a number from 0 to 1", |x| (0.0..=1.0).contains(&x))
-    }
-
-    fn whole(&self, name: &'static str, least: u64) -> Result<Option<u64>, ScheduleError> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        match value.as_i64().and_then(|i| u64::try_from(i).ok()).filter(|n| *n >= least) {
-            Some(n) => Ok(Some(n)),
-            None => Err(ScheduleError::Bad {
-                schedule: self.schedule,
-                name,
-                value: value.to_yaml(),
-                expected: format!("a whole number of at least {least}"),
-            }),
-        }
-    }
-
-    fn ramp(&self, name: &'static str) -> Result<Option<Ramp>, ScheduleError> {
-        match self.get(name) {
-            None => Ok(None),
-            Some(Value::Str(s)) if s == "linear" => Ok(Some(Ramp::Linear)),
-            Some(Value::Str(s)) if s == "cosine" => Ok(Some(Ramp::Cosine)),
-            Some(Value::Str(s)) if s == "1-sqrt" => Ok(Some(Ramp::OneMinusSqrt)),
-            Some(other) => Err(ScheduleError::Bad {
-                schedule: self.schedule,
-                name,
-                value: other.to_yaml(),
-                expected: "linear, cosine or 1-sqrt".into(),
-            }),
-        }
-    }
-
-    /// The lowest factor from `min_lr` (absolute) or `min_lr_rate` (relative): exactly one of them.
-    fn min_rate(&self, learning_rate: f64) -> Result<f64, ScheduleError> {
-        let min_lr = self.number("min_lr", "a learning rate of at least 0", |x| x >= 0.0)?;
-        match (min_lr, self.fraction("min_lr_rate")?) {
-            (Some(lr), None) => Ok(lr / learning_rate),
-            (None, Some(rate)) => Ok(rate),
-            _ => Err(ScheduleError::Needs {
-                schedule: self.schedule,
-                what: "either min_lr or min_lr_rate, and only one,",
-            }),
-        }
-    }
 }
