@@ -160,13 +160,24 @@ impl Encoder<'_> {
         if pretrain.bos {
             self.add_bos(&mut sequence);
         }
-        if let Some(eos) = self.text.eos().filter(|_| pretrain.eos)
-            && sequence.ids.last() != Some(&eos.id)
+        if let Some(end) = self.document_end().filter(|_| pretrain.eos)
+            && sequence.ids.last() != Some(&end)
         {
-            sequence.push(eos.id);
+            sequence.push(end);
         }
         sequence.labels = sequence.ids.iter().map(|&id| id as i32).collect();
         Ok(sequence)
+    }
+
+    /// EOS; Llama 3's chat models have one that ends turns, and another token for texts, which LLaMA-Factory takes with the
+    /// template `llama3`.
+    fn document_end(&self) -> Option<u32> {
+        const OF_LLAMA3: &str = "<|end_of_text|>";
+        let own = match self.options.template.as_deref() {
+            Some("llama3") => self.text.encode(OF_LLAMA3).ok().filter(|e| e.ids.len() == 1).map(|e| e.ids[0]),
+            _ => None,
+        };
+        own.filter(|&id| self.text.is_special(id)).or_else(|| self.text.eos().map(|e| e.id))
     }
 
     fn supervised(&self, record: &Record, row: &RowRef) -> Result<Encoded> {

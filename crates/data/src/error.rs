@@ -37,9 +37,14 @@ pub enum DataError {
     /// An ending that stands for no format.
     #[error(
         "{path}: `{kind}` files are not read; convert it to .jsonl (one JSON object a line), .json (an array of objects), \
-         .csv, .tsv, .parquet, .arrow or .txt (a text a line)"
+         .csv, .tsv, .parquet, .arrow or .txt (a text a line), .gz and .zst of these too"
     )]
     UnsupportedFile { path: String, kind: String },
+    /// A compressed file that is not whole, or not compressed.
+    #[error(
+        "{file}: it cannot be unpacked ({message}); it may be cut off or not be what its ending says: fetch or write it again"
+    )]
+    BrokenPacked { file: String, message: String },
     /// A folder without any dataset file.
     #[error("{path}: the folder holds no .json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt file")]
     EmptyFolder { path: String },

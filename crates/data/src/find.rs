@@ -112,7 +112,8 @@ impl<'a> Finder<'a> {
             return direct;
         }
         let folder = Path::new(&self.dataset_dir);
-        let endings = ["", ".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt"];
+        let endings =
+            ["", ".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt", ".jsonl.gz", ".json.gz", ".csv.gz"];
         let candidates = endings.map(|ending| folder.join(format!("{name}{ending}")));
         candidates.into_iter().find(|p| p.exists()).unwrap_or(direct)
     }

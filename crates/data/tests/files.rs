@@ -76,6 +76,80 @@ fn tables_and_text_are_rows_with_their_lines() {
 }
 
 #[test]
+fn compressed_files_are_read_as_what_is_inside() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "{\"text\": \"a\"}\n{\"text\": \"b\"}\n";
+    let wanted = [json!({"text": "a"}), json!({"text": "b"})];
+    let gz = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        let file = std::fs::File::create(&path).unwrap();
+        let mut out = flate2::write::GzEncoder::new(file, flate2::Compression::default());
+        std::io::Write::write_all(&mut out, text.as_bytes()).unwrap();
+        out.finish().unwrap();
+        path
+    };
+    let lines = gz("d.jsonl.gz", text);
+    assert_eq!(rows(&lines), wanted);
+    assert_eq!(
+        read_source(&DatasetSource::new(&lines)).unwrap()[1].source.to_string(),
+        format!("{}:2", lines.display())
+    );
+    assert_eq!(rows(&gz("d.csv.gz", "text\na\nb\n")), wanted);
+    let path = folder.path().join("d.json.zst");
+    std::fs::write(&path, zstd::encode_all(text.as_bytes(), 0).unwrap()).unwrap();
+    assert_eq!(rows(&path), wanted);
+    // Cut off, and not compressed at all.
+    let whole = std::fs::read(&lines).unwrap();
+    std::fs::write(&lines, &whole[..whole.len() - 9]).unwrap();
+    for (path, content) in [(lines, None), (folder.path().join("e.jsonl.gz"), Some(text))] {
+        if let Some(content) = content {
+            std::fs::write(&path, content).unwrap();
+        }
+        let error = read_source(&DatasetSource::new(&path)).unwrap_err().to_string();
+        assert!(error.contains("cannot be unpacked") && error.contains(".jsonl.gz"), "{error}");
+    }
+}
+
+#[test]
+fn parquet_s_codecs_are_read() {
+    use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
+    let folder = tempfile::tempdir().unwrap();
+    for codec in [
+        Compression::SNAPPY,
+        Compression::BROTLI(BrotliLevel::default()),
+        Compression::GZIP(GzipLevel::default()),
+        Compression::ZSTD(ZstdLevel::default()),
+        Compression::LZ4,
+    ] {
+        let path = folder.path().join("d.parquet");
+        let properties =
+            parquet::file::properties::WriterProperties::builder().set_compression(codec).build();
+        let file = std::fs::File::create(&path).unwrap();
+        let mut writer = ArrowWriter::try_new(file, batch().schema(), Some(properties)).unwrap();
+        writer.write(&batch()).unwrap();
+        writer.close().unwrap();
+        assert_eq!(rows(&path), expected(), "{codec:?}");
+    }
+}
+
+#[test]
+fn a_table_s_cell_may_hold_a_conversation_as_python_prints_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("d.csv");
+    let cell =
+        r#"[{'role': 'user', 'content': ""Isn't it?""}, {'role': 'assistant', 'content': 'It\'s.\n'}]"#;
+    std::fs::write(&path, format!("chat\n\"{cell}\"\n")).unwrap();
+    let spec = DatasetSpec { train: vec![DatasetSource::new(&path)], ..DatasetSpec::default() };
+    let options = EncodeOptions {
+        template: Some("chatml".into()),
+        messages_column: Some("chat".into()),
+        ..EncodeOptions::default()
+    };
+    let data = load_examples(&spec, &bundle("tokenizer", json!({})), &options).unwrap();
+    assert_eq!(data.report.formats, [("messages".to_string(), 1)]);
+}
+
+#[test]
 fn a_table_s_cell_may_hold_a_conversation_as_json() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("d.csv");

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value, json};
 
-use super::Fields;
+use super::{Fields, literal};
 use crate::error::{Result, kind_of, nearest};
 use crate::record::Message;
 
@@ -39,9 +39,13 @@ pub(super) fn messages(fields: &Fields, name: &str) -> Result<Vec<Message>, Stri
 pub(super) fn list<'f>(fields: &'f Fields, name: &str) -> Result<Cow<'f, [Value]>, String> {
     let items = match fields.get(name) {
         Some(Value::Array(items)) => Cow::Borrowed(items.as_slice()),
-        Some(Value::String(text)) => match serde_json::from_str(text) {
-            Ok(Value::Array(items)) => Cow::Owned(items),
-            _ => return Err(format!("`{name}` should be a list of messages, found text that is no JSON list")),
+        Some(Value::String(text)) => match literal::value(text) {
+            Some(Value::Array(items)) => Cow::Owned(items),
+            _ => {
+                return Err(format!(
+                    "`{name}` should be a list of messages, found text that is no list, neither JSON's nor Python's"
+                ));
+            }
         },
         Some(Value::Object(by_field)) => Cow::Owned(transposed(by_field).ok_or_else(|| {
             format!("`{name}` should be a list of messages, found an object whose fields are not lists of one length")
@@ -232,7 +236,10 @@ pub(super) fn tools(value: Option<&Value>) -> Result<Option<Value>, String> {
     let value = match value {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::String(s)) if s.trim().is_empty() => return Ok(None),
-        Some(Value::String(s)) => serde_json::from_str(s).map_err(|e| format!("`tools` is not JSON: {e}"))?,
+        Some(Value::String(s)) => match literal::value(s) {
+            Some(value) => value,
+            None => serde_json::from_str(s).map_err(|e| format!("`tools` is not JSON: {e}"))?,
+        },
         Some(value) => value.clone(),
     };
     let Value::Array(items) = value else {
@@ -250,7 +257,10 @@ pub(super) fn history(value: &Value, messages: &mut Vec<Message>) -> Result<(), 
     let parsed: Value;
     let value = match value {
         Value::String(text) => {
-            parsed = serde_json::from_str(text).map_err(|e| format!("`history` is not JSON: {e}"))?;
+            parsed = match literal::value(text) {
+                Some(value) => value,
+                None => serde_json::from_str(text).map_err(|e| format!("`history` is not JSON: {e}"))?,
+            };
             &parsed
         }
         other => other,

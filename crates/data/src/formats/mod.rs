@@ -5,6 +5,7 @@ mod alpaca;
 mod attributes;
 mod chat;
 mod conversations;
+mod literal;
 mod messages;
 mod prompt_completion;
 mod question_answer;
@@ -154,9 +155,7 @@ fn with_columns<'a>(row: &'a RawRow, options: &EncodeOptions) -> Result<Cow<'a, 
     };
     // AutoTrain's cells hold conversations as text.
     let value = match value {
-        Value::String(text) if key == "messages" => {
-            serde_json::from_str(text).unwrap_or_else(|_| value.clone())
-        }
+        Value::String(text) if key == "messages" => literal::value(text).unwrap_or_else(|| value.clone()),
         other => other.clone(),
     };
     let fields = Fields::from_iter([(key.to_string(), value)]);

@@ -29,17 +29,16 @@ fn broken(name: &str, message: impl ToString) -> DataError {
     DataError::BrokenColumns { file: name.to_string(), message: message.to_string() }
 }
 
-pub(super) fn parquet(path: &Path) -> Result<FileRows> {
+pub(super) fn parquet(file: File, path: &Path) -> Result<FileRows> {
     let name = name_of(path);
-    let file = File::open(path).map_err(io(path))?;
     let reader =
         ParquetRecordBatchReaderBuilder::try_new(file).and_then(|b| b.with_batch_size(BATCH).build());
     Ok(rows(&name.clone(), reader.map_err(|e| broken(&name, e))?))
 }
 
-pub(super) fn arrow(path: &Path) -> Result<FileRows> {
+pub(super) fn arrow(file: File, path: &Path) -> Result<FileRows> {
     let name = name_of(path);
-    let mut file = BufReader::new(File::open(path).map_err(io(path))?);
+    let mut file = BufReader::new(file);
     let mut magic = [0; ARROW_FILE.len()];
     let is_file = file.read_exact(&mut magic).is_ok() && magic == ARROW_FILE;
     file.rewind().map_err(io(path))?;

@@ -4,11 +4,10 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Body, FileRows, LazyRow, io, name_of};
+use super::{Body, FileRows, LazyRow, name_of};
 use crate::error::{DataError, Result, RowRef};
 
-pub(super) fn open(path: &Path, delimiter: u8) -> Result<FileRows> {
-    let file = File::open(path).map_err(io(path))?;
+pub(super) fn open(file: File, path: &Path, delimiter: u8) -> Result<FileRows> {
     let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(file);
     let name = name_of(path);
     let headers = reader.headers().map_err(|e| broken(&name, &e))?;

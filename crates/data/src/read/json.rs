@@ -1,5 +1,6 @@
 //! JSON arrays and JSON lines.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,8 +12,8 @@ use super::mapped::{Lines, Piece, map};
 use super::{Body, FileRows, LazyRow, name_of};
 use crate::error::{DataError, Result, RowRef, kind_of};
 
-pub(super) fn open(path: &Path, is_lines: bool) -> Result<FileRows> {
-    let Some((file, start)) = map(path)? else { return Ok(Box::new(std::iter::empty())) };
+pub(super) fn open(file: File, path: &Path, is_lines: bool) -> Result<FileRows> {
+    let Some((file, start)) = map(&file, path)? else { return Ok(Box::new(std::iter::empty())) };
     let name = name_of(path);
     if is_lines || looks_like_lines(&file[start..]) {
         return Ok(Box::new(Lines::new(file, start, name, Body::Json)));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{io, near_paths};
+use super::{io, near_paths, packed};
 use crate::error::{DataError, Result};
 
 /// A kind of dataset file.
@@ -42,7 +42,7 @@ const ENDINGS: [(&str, FileKind); 8] = [
 const NO_ROWS: [&str; 3] = ["dataset_info.json", "state.json", "dataset_dict.json"];
 
 fn by_ending(path: &Path) -> Option<FileKind> {
-    let ending = ending(path);
+    let ending = ending(&packed::inner(path));
     ENDINGS.iter().find(|(e, _)| *e == ending).map(|(_, kind)| *kind)
 }
 

@@ -59,14 +59,13 @@ impl Piece {
 }
 
 /// A mapped file and where its text begins, after a byte order mark. `None` for an empty file.
-pub(super) fn map(path: &Path) -> Result<Option<(Arc<Mmap>, usize)>> {
-    let file = File::open(path).map_err(io(path))?;
+pub(super) fn map(file: &File, path: &Path) -> Result<Option<(Arc<Mmap>, usize)>> {
     if file.metadata().map_err(io(path))?.len() == 0 {
         return Ok(None);
     }
     // SAFETY: the mapping is only read. Another process that shortens the file meanwhile ends this one by a signal, as with
     // every mapped file; bytes that change are caught as broken rows.
-    let map = unsafe { Mmap::map(&file) }.map_err(io(path))?;
+    let map = unsafe { Mmap::map(file) }.map_err(io(path))?;
     #[cfg(unix)]
     map.advise(memmap2::Advice::Sequential).ok();
     let start = if map.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
@@ -111,8 +110,8 @@ impl Iterator for Lines {
 }
 
 /// The lines of a text file.
-pub(super) fn lines(path: &Path) -> Result<FileRows> {
-    Ok(match map(path)? {
+pub(super) fn lines(file: File, path: &Path) -> Result<FileRows> {
+    Ok(match map(&file, path)? {
         Some((file, start)) => Box::new(Lines::new(file, start, name_of(path), Body::Text)),
         None => Box::new(std::iter::empty()),
     })

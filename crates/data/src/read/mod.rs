@@ -9,6 +9,7 @@ mod delimited;
 mod json;
 mod kinds;
 mod mapped;
+mod packed;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -135,14 +136,15 @@ impl LazyRow {
 type FileRows = Box<dyn Iterator<Item = Result<LazyRow>> + Send>;
 
 fn open(path: &Path) -> Result<FileRows> {
-    match kinds::kind_of(path)? {
-        FileKind::Json => json::open(path, false),
-        FileKind::JsonLines => json::open(path, true),
-        FileKind::Text => mapped::lines(path),
-        FileKind::Csv => delimited::open(path, b','),
-        FileKind::Tsv => delimited::open(path, b'\t'),
-        FileKind::Parquet => columns::parquet(path),
-        FileKind::Arrow => columns::arrow(path),
+    let (kind, file) = (kinds::kind_of(path)?, packed::open(path)?);
+    match kind {
+        FileKind::Json => json::open(file, path, false),
+        FileKind::JsonLines => json::open(file, path, true),
+        FileKind::Text => mapped::lines(file, path),
+        FileKind::Csv => delimited::open(file, path, b','),
+        FileKind::Tsv => delimited::open(file, path, b'\t'),
+        FileKind::Parquet => columns::parquet(file, path),
+        FileKind::Arrow => columns::arrow(file, path),
     }
 }
 
