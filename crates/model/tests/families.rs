@@ -12,7 +12,6 @@ use loratune_model::generate::{Sampling, generate};
 use loratune_model::rope::RopeScaling;
 use loratune_model::{Batch, Decoder, DecoderSpec, load};
 use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
 
 /// Largest absolute error of a logit, and of a gradient as a part of its tensor's largest.
 const LOGIT: f64 = 1e-4;
@@ -180,105 +179,6 @@ fn gguf_files_of_llama_cpp_are_the_same_models() {
     }
     nothing_wrong(wrong);
     assert!(seen >= 12, "{seen} GGUF files");
-}
-
-/// A model's folder whose weights hold this head beside the embedding, though the configuration says that they are one.
-fn with_head(case: &str, change: impl Fn(&mut Vec<f32>), tied: bool) -> tempfile::TempDir {
-    let dir = with_config(case, "config.json");
-    let file = std::fs::read(dir.path().join("model.safetensors")).unwrap();
-    let tensors = SafeTensors::deserialize(&file).unwrap();
-    let embedding = tensors.tensor("model.embed_tokens.weight").unwrap();
-    let mut head: Vec<f32> =
-        embedding.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-    change(&mut head);
-    let bytes: Vec<u8> = head.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let shape = embedding.shape().to_vec();
-    let head = TensorView::new(safetensors::Dtype::F32, shape, &bytes).unwrap();
-    let all = tensors.tensors().into_iter().chain([("lm_head.weight".to_owned(), head)]);
-    let written = safetensors::serialize(all, None).unwrap();
-    std::fs::write(dir.path().join("model.safetensors"), written).unwrap();
-    assert!(ModelFiles::open(&goldens().join(case)).unwrap().config.spec.tied_head);
-    set(&dir, "tie_word_embeddings", tied.into());
-    dir
-}
-
-#[test]
-fn a_head_of_its_own_in_the_weights_is_not_left_out_for_what_the_configuration_says() {
-    let document = Batch::from_ids([[5u32, 9, 4, 7].as_slice()]);
-    let logits = |dir: &tempfile::TempDir| {
-        let (decoder, params) = open(dir.path(), DType::F32, &Trained::Nothing);
-        (decoder.spec().tied_head, decoder.logits(&params, &document).unwrap().to_f64_vec())
-    };
-    let other = |head: &mut Vec<f32>| head.iter_mut().for_each(|x| *x = 1.5 * *x + 0.01);
-    // transformers 5 warns and does not tie them; models whose tied head was merged with an adapter are such.
-    let (said, stored) =
-        (logits(&with_head("qwen2", other, true)), logits(&with_head("qwen2", other, false)));
-    assert_eq!(said, stored);
-    assert!(!said.0);
-    // What is written of it says so.
-    let files = ModelFiles::open(with_head("qwen2", other, true).path()).unwrap();
-    assert_eq!(files.raw_config["tie_word_embeddings"], false);
-    // The same matrix twice is one.
-    let (same, plain) =
-        (logits(&with_head("qwen2", |_| (), true)), logits(&with_config("qwen2", "config.json")));
-    assert_eq!(same, plain);
-    assert!(same.0 && same != said);
-}
-
-/// A model's folder in whose weights the embedding is called the head.
-fn with_head_alone(case: &str, tied: bool) -> tempfile::TempDir {
-    let dir = with_config(case, "config.json");
-    let weights = dir.path().join("model.safetensors");
-    let file = std::fs::read(&weights).unwrap();
-    let tensors = SafeTensors::deserialize(&file).unwrap();
-    let renamed = tensors.tensors().into_iter().map(|(name, tensor)| match name.as_str() {
-        "model.embed_tokens.weight" => ("lm_head.weight".to_owned(), tensor),
-        _ => (name, tensor),
-    });
-    let written = safetensors::serialize(renamed, None).unwrap();
-    std::fs::write(weights, written).unwrap();
-    set(&dir, "tie_word_embeddings", tied.into());
-    dir
-}
-
-/// Sets a field of the folder's configuration.
-fn set(dir: &tempfile::TempDir, field: &str, value: serde_json::Value) {
-    let path = dir.path().join("config.json");
-    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    config[field] = value;
-    std::fs::write(path, config.to_string()).unwrap();
-}
-
-#[test]
-fn a_tied_model_whose_file_has_only_the_head_is_the_same_model() {
-    for case in ["qwen2", "gemma2", "phi4-mini"] {
-        let dir = with_head_alone(case, true);
-        let files = ModelFiles::open(dir.path()).unwrap();
-        assert!(files.tensors.names().contains(&"model.embed_tokens.weight"));
-        assert!(files.tensors.info("lm_head.weight").is_none());
-        let expected = Expected::open(&goldens().join(case).join("expected.safetensors"));
-        nothing_wrong(check_logits(case, dir.path(), &expected.documents(), &expected));
-        // All that is written of it has the one matrix under the embedding's name, and is read again.
-        let out = tempfile::tempdir().unwrap();
-        load::write_model(out.path(), &files, load::file_dtype(&files), false, |name| {
-            load::read_f32(&files, name)
-        })
-        .unwrap();
-        std::fs::copy(dir.path().join("tokenizer.json"), out.path().join("tokenizer.json")).unwrap();
-        nothing_wrong(check_logits(case, out.path(), &expected.documents(), &expected));
-        // The tensor's size is checked as ever.
-        set(&dir, "vocab_size", 7.into());
-        let files = ModelFiles::open(dir.path()).unwrap();
-        let both = Dtypes::both(DType::F32);
-        let error = load::decoder(&files, both, &mut Params::new(), &Trained::Nothing).err().unwrap();
-        assert!(error.to_string().contains("model.embed_tokens.weight"), "{error}");
-    }
-    // Two matrices of which one is missing stay an error.
-    let dir = with_head_alone("qwen2", false);
-    let files = ModelFiles::open(dir.path()).unwrap();
-    let both = Dtypes::both(DType::F32);
-    let error = load::decoder(&files, both, &mut Params::new(), &Trained::Nothing).err().unwrap();
-    assert!(error.to_string().contains("model.embed_tokens.weight"), "{error}");
 }
 
 /// The golden GGUF file of a case with one more number in its metadata.

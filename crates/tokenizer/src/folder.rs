@@ -50,8 +50,8 @@ fn no_tokenizer(folder: &Path) -> TokenizerError {
     let hint = if !folder.is_dir() {
         ": there is no such folder"
     } else if folder.join("tekken.json").exists() {
-        ", only Mistral's tekken.json, which has no chat template; convert it once with transformers: \
-         AutoTokenizer.from_pretrained(folder).save_pretrained(folder), and choose a template by name (`template`)"
+        ", only Mistral's tekken.json, which is not read and has no chat template; take tokenizer.json, tokenizer_config.json \
+         and the template from a copy of the model in Hugging Face's format"
     } else if folder.join("vocab.json").exists() {
         ", only vocab.json; convert it once with transformers: \
          AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::safetensors::missing;
 use super::{RawTensor, Result, TensorInfo, TensorSource};
 use crate::spec::{EMBEDDING, HEAD};
 
@@ -61,9 +62,10 @@ impl TensorSource for HeadOnly {
     }
 
     fn read(&self, name: &str) -> Result<RawTensor<'_>> {
-        match name == self.embedding {
-            true => self.tensors.read(&self.head),
-            false => self.tensors.read(name),
+        if name == self.head {
+            let file = self.tensors.info(name).map(|info| info.file).unwrap_or_default();
+            return Err(missing(&file, name, self.names().into_iter()));
         }
+        self.tensors.read(self.stored(name))
     }
 }
