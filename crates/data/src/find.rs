@@ -76,7 +76,7 @@ impl<'a> Finder<'a> {
     }
 
     /// Finds a dataset: an entry of `dataset_info.json`, a path, a file of that name in `dataset_dir` (its ending may be
-    /// left out), or `owner/name` on the hub.
+    /// left out), or `owner/name` on the hub, with `#split` or `#subset:split` behind it if not its training split is meant.
     ///
     /// # Errors
     /// Nothing of that name, an entry that cannot be used, or a hub that does not give it.
@@ -90,6 +90,13 @@ impl<'a> Finder<'a> {
         let path = self.locate(name);
         if path.exists() {
             return Ok(DatasetSource { name: name.into(), ..DatasetSource::new(path) });
+        }
+        let (place, part) = parted(name);
+        if let Some(part) = part
+            && Path::new(place).is_dir()
+        {
+            let split = part.rsplit(':').next().map(str::to_string);
+            return Ok(DatasetSource { name: name.into(), split, ..DatasetSource::new(place) });
         }
         if let Some((_, new)) = RENAMED.iter().find(|(old, _)| *old == name)
             && let Some(source) = self.entry(new)?
@@ -141,7 +148,13 @@ impl<'a> Finder<'a> {
     }
 
     fn online(&self, name: &str) -> Result<DatasetSource> {
-        let wanted = HubDataset { repository: name.into(), ..HubDataset::default() };
+        let (repository, part) = parted(name);
+        let (subset, split) = match part.map(|part| part.split_once(':').ok_or(part)) {
+            None => (None, None),
+            Some(Ok((subset, split))) => (Some(subset.to_string()), Some(split.to_string())),
+            Some(Err(split)) => (None, Some(split.to_string())),
+        };
+        let wanted = HubDataset { repository: repository.into(), subset, split, folder: None };
         let files = fetch(self.hub, &wanted)?;
         Ok(DatasetSource { name: name.into(), files, ..DatasetSource::default() })
     }
@@ -175,8 +188,14 @@ impl<'a> Finder<'a> {
     }
 }
 
+/// A name, and which part of it is meant.
+fn parted(name: &str) -> (&str, Option<&str>) {
+    name.split_once('#').map_or((name, None), |(name, part)| (name, Some(part).filter(|p| !p.is_empty())))
+}
+
 /// `owner/name`, and no path's ending.
 fn is_repository(name: &str) -> bool {
+    let (name, _) = parted(name);
     let (name, _) = name.split_once('@').unwrap_or((name, ""));
     let good = |part: &str| {
         !part.is_empty()

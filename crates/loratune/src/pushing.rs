@@ -70,7 +70,8 @@ impl Pushing {
         Ok(Some(Pushing {
             hub: Arc::new(hub),
             quiet_hub,
-            strategy: config.hub_strategy,
+            // Checkpoints hold adapters; the repository of a merged model would be left with one.
+            strategy: if config.merge_adapter { HubStrategy::End } else { config.hub_strategy },
             always: config.hub_always_push,
             output_dir,
             template,

@@ -26,6 +26,7 @@ const FREE_KEYS: &[&str] = &[
     "resume_from_checkpoint",
     // How the result is written; checkpoints are the same.
     "pissa_convert",
+    "merge_adapter",
     "dataset",
     "eval_dataset",
     "dataset_dir",

@@ -38,6 +38,8 @@ pub struct TrainedModel {
     pub base: BaseName,
     /// Write what changed its base as plain LoRA on the untouched one.
     convert: bool,
+    /// Whether the result is the model with the adapter in it.
+    merges: bool,
     /// The tokenizer is not the base's own: checkpoints hold it too.
     pub(crate) own_tokenizer: bool,
 }
@@ -196,6 +198,7 @@ impl TrainedModel {
             method,
             base: BaseName::of(config, located),
             convert: config.pissa_convert,
+            merges: config.merge_adapter,
             own_tokenizer: false,
         })
     }
@@ -209,9 +212,18 @@ impl TrainedModel {
         Ok(self.params.to_device(device)?)
     }
 
+    /// The adapter that the result has folded in.
+    pub(crate) fn merged(&self) -> Option<&Attached> {
+        match &self.method {
+            Method::Lora(attached) if self.merges => Some(attached),
+            _ => None,
+        }
+    }
+
     /// The adapter whose result is its raw factors on a residual model.
     pub(crate) fn raw(&self) -> Option<&Attached> {
         match &self.method {
+            _ if self.merges => None,
             Method::Lora(attached) if attached.spec.init.changes_base() && !self.convert => Some(attached),
             _ => None,
         }
@@ -247,8 +259,15 @@ impl TrainedModel {
     }
 
     /// Writes the run's result: the adapter, or the model in the type that its base has.
-    pub fn save_result(&self, dir: &Path) -> Result<()> {
+    pub fn save_result(&mut self, dir: &Path) -> Result<()> {
+        if self.merged().is_some() {
+            self.to_device(Device::Cpu)?;
+        }
         match (&self.method, self.raw()) {
+            (Method::Lora(attached), _) if self.merges => {
+                let dtype = load::file_dtype(&self.files);
+                adapter::merge(dir, &self.files, &self.decoder, &self.params, Some(attached), dtype)?;
+            }
             (_, Some(attached)) => self.save_raw(dir, attached)?,
             (Method::Lora(_), None) => self.save_weights(dir)?,
             (Method::Whole, None) => self.save_whole(dir, load::file_dtype(&self.files))?,

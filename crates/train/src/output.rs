@@ -109,6 +109,7 @@ pub fn method_name(config: &RunConfig, spec: &AdapterSpec) -> String {
 fn kind(trainer: &Trainer<'_>) -> Kind {
     let config = trainer.config();
     match &trainer.model.method {
+        Method::Lora(_) if trainer.model.merged().is_some() => Kind::Merged,
         Method::Lora(_) if trainer.model.raw().is_some() => Kind::RawAdapter,
         Method::Lora(_) => Kind::Adapter,
         Method::Whole

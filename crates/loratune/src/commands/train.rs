@@ -374,6 +374,7 @@ fn conclude(
 fn next_command(config: &RunConfig, template: Option<&str>, outcome: &Outcome) -> String {
     let result = shell_word(&outcome.output_dir.display().to_string());
     let model = match config.finetuning_type {
+        Finetuning::Lora if config.merge_adapter => result,
         Finetuning::Lora => format!("{} --adapter {result}", shell_word(&config.model_name_or_path)),
         Finetuning::Full | Finetuning::Freeze => result,
     };

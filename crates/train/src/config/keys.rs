@@ -114,7 +114,8 @@ run_config! {
     }
     "Data" {
         /// What to train on, a list or with commas: entries of dataset_info.json in dataset_dir, paths of files (.json, .jsonl,
-        /// .csv, .tsv, .parquet, .arrow, .txt) or of folders of them, or their names in dataset_dir (the ending may be left out).
+        /// .csv, .tsv, .parquet, .arrow, .txt, and .gz of them) or of folders of them, their names in dataset_dir (the ending may be
+        /// left out), or names on the hub: `org/name`, with `#split` or `#subset:split` for another part than its training split.
         dataset: Vec<String> = Vec::new(), LlamaFactory, required "dataset: data/train.jsonl";
         /// What to evaluate on, written like dataset.
         eval_dataset: Vec<String> = Vec::new(), LlamaFactory;
@@ -187,6 +188,9 @@ run_config! {
         output_dir: String = String::new(), HuggingFace, required "output_dir: runs/first";
         /// Allow output_dir to hold something; it is replaced.
         overwrite_output_dir: bool = false, LlamaFactory;
+        /// Leave the model with the adapter folded in (in f32, rounded once to the base's type) instead of the adapter; checkpoints
+        /// hold adapters all the same.
+        merge_adapter: bool = false, AutoTrain;
         /// Go on from a checkpoint: `true` for the newest in output_dir, or its folder.
         resume_from_checkpoint: Resume = Resume::No, HuggingFace;
         /// Log every so many steps; below 1 a share of the run; `auto` is a fifth of the data's batches, from 1 to 25.

@@ -29,7 +29,8 @@ const OF_NEW_ADAPTERS: &[&str] = &[
 ];
 
 /// What any run with adapters obeys.
-const OF_ADAPTERS: &[&str] = &["lora_dropout", "pissa_convert", "loraplus_lr_ratio", "loraplus_lr_embedding"];
+const OF_ADAPTERS: &[&str] =
+    &["lora_dropout", "merge_adapter", "pissa_convert", "loraplus_lr_ratio", "loraplus_lr_embedding"];
 
 const OF_FREEZING: &[&str] = &["freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules"];
 
@@ -69,6 +70,9 @@ fn by_other_keys(c: &RunConfig) -> Unused {
     let mut unused: Unused = Vec::new();
     if !c.push_to_hub {
         unused.push((OF_PUSHING, "push_to_hub is off"));
+    } else if c.merge_adapter {
+        unused
+            .push((&["hub_strategy", "hub_always_push"], "merge_adapter: only the merged result is pushed"));
     } else if c.hub_strategy == HubStrategy::End {
         unused.push((&["hub_always_push"], "hub_strategy is end"));
     }
@@ -105,6 +109,9 @@ fn by_other_keys(c: &RunConfig) -> Unused {
     }
     if c.save_strategy != SaveStrategy::Steps {
         unused.push((&["save_steps"], "save_strategy is not steps"));
+    }
+    if c.merge_adapter {
+        unused.push((&["pissa_convert"], "merge_adapter leaves no adapter"));
     }
     if c.save_strategy == SaveStrategy::No {
         unused.push((&["save_only_model"], "save_strategy is no"));

@@ -18,11 +18,13 @@ pub enum Kind {
     Whole,
     /// A model some of whose weights were trained.
     Part,
+    /// A model with an adapter folded in.
+    Merged,
 }
 
 impl Kind {
     fn is_model(self) -> bool {
-        matches!(self, Kind::Whole | Kind::Part)
+        matches!(self, Kind::Whole | Kind::Part | Kind::Merged)
     }
 }
 
@@ -127,7 +129,7 @@ impl Card {
         }
         out.push_str("tags:\n- loratune\n");
         out.push_str(match self.kind {
-            Kind::Adapter | Kind::RawAdapter => "- lora\n",
+            Kind::Adapter | Kind::RawAdapter | Kind::Merged => "- lora\n",
             Kind::Whole => "- full\n",
             Kind::Part => "- partial\n",
         });
@@ -144,6 +146,9 @@ impl Card {
             (false, Kind::Whole) => format!("`{}`, fine-tuned in full", self.base_model),
             (false, Kind::Part) => {
                 format!("`{}`, some of whose weights were fine-tuned,", self.base_model)
+            }
+            (false, Kind::Merged) => {
+                format!("`{}`, fine-tuned by a LoRA adapter that is folded in,", self.base_model)
             }
             (false, Kind::Adapter) => format!("A LoRA adapter for `{}`", self.base_model),
             (false, Kind::RawAdapter) => format!(

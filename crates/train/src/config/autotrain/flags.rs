@@ -91,11 +91,7 @@ pub static FLAGS: &[Flag] = &[
     word("lora_dropout", &[], Key("lora_dropout")),
     word("target_modules", &["lora_target"], Key("lora_target")),
     switch("peft", &["use_peft"], Together("`finetuning_type: lora`; without it `full`")),
-    switch(
-        "merge_adapter",
-        &[],
-        Refused("the run leaves an adapter; fold it in afterwards with `loratune merge`"),
-    ),
+    switch("merge_adapter", &[], Key("merge_adapter")),
     word(
         "quantization",
         &[],

@@ -271,19 +271,26 @@ impl<'a> Translation<'a> {
     }
 }
 
-/// A split in a folder, or a file, or a dataset's name.
+/// A split in a folder, or a file, or a dataset's name; with those, `split` may be AutoTrain's `config:split`.
 fn located(path: &Given, split: &str) -> Result<Value, ConfigError> {
     let folder = Path::new(&path.text);
     if folder.is_file() {
         return Ok(Value::Str(path.text.clone()));
     }
     if folder.is_dir() {
+        if folder.join("dataset_dict.json").is_file() {
+            return Ok(Value::Str(format!("{}#{split}", path.text)));
+        }
         let found = in_folder(&path.text, split);
         let names = ENDINGS.map(|e| format!("{split}.{e}")).join(", ");
         let found = found.ok_or_else(|| path.refused(format!("the folder has none of {names}")))?;
         return Ok(Value::Str(found.display().to_string()));
     }
-    Ok(Value::Str(path.text.clone()))
+    // A training split is what a name means by itself.
+    Ok(Value::Str(match split {
+        "train" => path.text.clone(),
+        split => format!("{}#{split}", path.text),
+    }))
 }
 
 fn in_folder(folder: &str, split: &str) -> Option<PathBuf> {
