@@ -10,7 +10,19 @@ import sys
 from gguf import GGUFReader
 
 try:
+    import llama_cpp
     from llama_cpp import Llama
+
+    # Weights as they lie in the file: repacked for AMX, llama-cpp-python 0.3.36 dies of an illegal instruction on some processors,
+    # of any quantised file, also those of others.
+    DEFAULTS = llama_cpp.llama_cpp.llama_model_default_params
+
+    def as_they_lie():
+        params = DEFAULTS()
+        params.use_extra_bufts = False
+        return params
+
+    llama_cpp.llama_cpp.llama_model_default_params = as_they_lie
 except ImportError:
     Llama = None
 

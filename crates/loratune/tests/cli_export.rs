@@ -92,7 +92,6 @@ fn what_is_not_exported_is_refused_by_name() {
         place.run(&all).fails(2, parts);
         assert!(!place.path("out").exists(), "{args:?}");
     };
-    fails(&["export_hub_model_id=me/mine"], &["export_hub_model_id"]);
     fails(&["export_legacy_format=true"], &["export_legacy_format", "safetensors"]);
     fails(&["export_quantization_bit=4"], &["export_quantization_bit", "--gguf"]);
     fails(&["export_siz=4"], &["export_siz", "`export_size`"]);

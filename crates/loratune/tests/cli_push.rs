@@ -185,3 +185,35 @@ fn a_push_that_fails_loses_nothing() {
     assert!(place.path("c/adapter_model.safetensors").is_file());
     run(&place, &server, &["push", "c", "--repo", "me/c"]).ok();
 }
+
+#[test]
+fn an_export_is_pushed_with_its_card() {
+    let (place, server) = (Place::new(), hub());
+    let (base, adapter) = (model("gqa-untied"), peft_adapter("gaussian"));
+    let yaml = format!(
+        "model_name_or_path: {base}\nadapter_name_or_path: {adapter}\nexport_dir: out\nexport_size: 2\n\
+         export_hub_model_id: me/export\nhf_hub_token: {TOKEN}\n"
+    );
+    place.write("merge.yaml", yaml);
+    let told = Ran::of(command(&place, &server, &["export", "merge.yaml"]).output().unwrap()).ok();
+    assert!(told.out.contains(&format!("{}/me/export (private)", server.url)), "{}", told.out);
+    assert!(!told.out.contains("rightright") && !told.err.contains("rightright"));
+    let pushed = files(&server, "models/me/export", "main");
+    for file in ["README.md", "model.safetensors", "config.json", "Modelfile"] {
+        assert!(pushed.contains(&file.to_string()), "{file}: {pushed:?}");
+    }
+    let card = String::from_utf8(place.read("out/README.md")).unwrap();
+    assert!(card.contains("folded in; weights in F32") && card.contains("- lora"), "{card}");
+    assert_eq!(holding(&place.path("out"), "rightright"), Vec::<PathBuf>::new());
+    // Whoever may not push learns it before anything is written.
+    let refused =
+        ["export", "-m", &base, "-o", "never", "export_hub_model_id=me/x", "hub_token=hf_wrongwrongwrong"];
+    Ran::of(command(&place, &server, &refused).output().unwrap())
+        .fails(1, &["export_hub_model_id", "token is not valid"]);
+    assert!(!place.path("never").exists());
+    // Replaced with its card when asked.
+    place.run(&["export", "-m", &base, "-o", "out", "--overwrite"]).ok();
+    place.run(&["merge", "-m", &base, "-a", &adapter, "-o", "merged"]).ok();
+    place.run(&["merge", "-m", &base, "-o", "merged", "--overwrite"]).ok();
+    place.assert_nothing_unfinished();
+}

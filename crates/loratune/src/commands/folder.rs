@@ -9,6 +9,7 @@ use loratune_model::files::{FileDType, peft};
 use loratune_model::{load, vocabulary};
 use loratune_tokenizer::TokenizerBundle;
 
+use super::card;
 use crate::output::Usage;
 
 /// What a command writes into its folder.
@@ -103,6 +104,7 @@ fn foreign(folder: &Path, kind: Kind) -> Result<Option<String>> {
             (Kind::Adapter, true, INITIAL_ADAPTER) => foreign(&folder.join(&name), Kind::Adapter)?,
             (Kind::Model | Kind::Export, false, file) if MODEL.contains(&file) || is_shard(file) => None,
             (Kind::Export, false, file) if file == MODELFILE || file.ends_with(".gguf") => None,
+            (Kind::Model | Kind::Export, false, card::FILE) => None,
             (_, false, file) if TOKENIZER.contains(&file) => None,
             (Kind::Adapter, false, file) if ADAPTER.contains(&file) => None,
             _ => return Ok(Some(name)),

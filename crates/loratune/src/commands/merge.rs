@@ -10,7 +10,7 @@ use loratune_model::{adapter, load};
 use serde_json::json;
 
 use super::folder::{self, Failure, Kind};
-use super::{norms, verify};
+use super::{card, norms, verify};
 use crate::cli::{Global, MergeArgs};
 use crate::load::{Base, read_adapter, start_threads};
 use crate::output::{self, Usage, field};
@@ -43,6 +43,9 @@ pub fn run(args: &MergeArgs, global: &Global) -> Result<()> {
         let attached = model.attached.as_ref();
         let lengths = adapter::merge(dir, &model.files, &model.decoder, &model.params, attached, dtype)?;
         model.tokenizer.save(dir)?;
+        let named = args.output.file_name().map_or("merged".into(), |n| n.to_string_lossy().into_owned());
+        let (model, adapter) = (&args.model.model, args.model.adapter.as_deref());
+        card::write(dir, &named, model, adapter, dtype.name(), card::SAFETENSORS)?;
         if let Some(before) = &before {
             // Verified before it is put in place: what is not finite never appears under its name.
             difference = Some(verify::verify(dir, None, before, &sequences)?);

@@ -1,6 +1,7 @@
 //! One file per command, and what several of them need.
 
 pub mod bench;
+mod card;
 pub mod chat;
 pub mod combine;
 pub mod convert;

@@ -5,9 +5,10 @@ mod settings;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use loratune_data::{ChatTemplate, TemplateChoice};
 use loratune_engine::DType;
+use loratune_hub::{Hub, Push, Pushed};
 use loratune_model::adapter::Merged;
 use loratune_model::export::{adapter_to_gguf, model_to_gguf};
 use loratune_model::files::FileDType;
@@ -18,8 +19,9 @@ use serde_json::json;
 
 use self::settings::{Form, Settings};
 use super::folder::{self, Failure, Kind};
-use super::verify;
+use super::{card, verify};
 use crate::cli::{ExportArgs, Global};
+use crate::hub;
 use crate::load::{Base, LoadedModel, read_adapter, start_threads};
 use crate::output::{self, Usage, field};
 
@@ -40,6 +42,7 @@ pub fn run(args: &ExportArgs, global: &Global) -> Result<()> {
         .map(PathBuf::as_path)
         .collect();
     folder::check(&settings.output, Kind::Export, args.overwrite, &sources)?;
+    let push = settings.push.as_ref().map(Upload::begin).transpose()?;
     if matches!(settings.form, Form::GgufAdapter(_)) && settings.adapter.is_none() {
         return Err(Usage("--gguf-adapter needs an adapter: name it with --adapter".into()).into());
     }
@@ -57,13 +60,48 @@ pub fn run(args: &ExportArgs, global: &Global) -> Result<()> {
         let (weights, from) = write(dir, &settings, &model, &tokenizer, &mut written)?;
         let file = modelfile::text(&from, template.as_ref(), &tokenizer, &model, &mut written.notes);
         std::fs::write(dir.join(folder::MODELFILE), file)?;
+        let used = match settings.form {
+            Form::Safetensors { .. } => card::SAFETENSORS,
+            Form::Gguf(_) | Form::GgufAdapter(_) => card::MODELFILE,
+        };
+        let adapter = settings.adapter.as_deref();
+        card::write(dir, &name(&settings), &settings.model, adapter, written.dtype, used)?;
         if let Some(before) = &before {
             written.difference = Some(verify::verify(&weights, None, before, &sequences)?);
         }
         Ok(())
     })
     .map_err(|f| f.0)?;
-    report(&settings, &written, &sequences, args, global)
+    let pushed = push.map(|push| push.folder(&settings.output)).transpose()?;
+    report(&settings, &written, &sequences, pushed.as_ref(), args, global)
+}
+
+/// A repository that the result goes to; made before anything is written, so that whoever may not learns it at once.
+struct Upload {
+    hub: Hub,
+    push: Push,
+}
+
+impl Upload {
+    fn begin(asked: &settings::Push) -> Result<Upload> {
+        let hub = hub::open(asked.token.clone())?;
+        let push = Push {
+            repo: hub.full_id(&asked.repo).context("export_hub_model_id")?,
+            private: true,
+            revision: None,
+            message: "Upload of an export".into(),
+            files: Vec::new(),
+        };
+        hub.ensure_repo(&push).context("export_hub_model_id")?;
+        Ok(Upload { hub, push })
+    }
+
+    fn folder(self, folder: &Path) -> Result<Pushed> {
+        let push = Push { files: loratune_hub::folder(folder, "")?, ..self.push };
+        self.hub
+            .push(&push)
+            .with_context(|| format!("the export is in {}, but it could not be pushed", folder.display()))
+    }
 }
 
 /// Writes the weights; gives their path, and the lines of the Modelfile that say where they are.
@@ -139,6 +177,7 @@ fn report(
     settings: &Settings,
     written: &Written,
     sequences: &[Vec<u32>],
+    pushed: Option<&Pushed>,
     args: &ExportArgs,
     global: &Global,
 ) -> Result<()> {
@@ -151,6 +190,7 @@ fn report(
             "dtype": written.dtype,
             "notes": written.notes,
             "max_logit_difference": written.difference,
+            "push": pushed.map(super::push::as_json),
         }))?;
     } else if !global.quiet {
         let mut out = field("wrote", format!("{} ({})", settings.output.display(), written.dtype));
@@ -161,6 +201,9 @@ fn report(
             "then",
             format!("ollama create {} -f {}/Modelfile", name(settings), settings.output.display()),
         );
+        if let Some(pushed) = pushed {
+            out += &super::push::lines(pushed);
+        }
         output::print(&out)?;
     }
     Ok(())

@@ -4,19 +4,27 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use loratune_hub::Token;
 use serde_json::{Map, Value};
 
 use crate::cli::{ExportArgs, GgufArg, StorageDtype, gigabytes};
 use crate::output::Usage;
 
 /// What is to be exported, and how.
-#[derive(Debug)]
 pub struct Settings {
     pub model: PathBuf,
     pub adapter: Option<PathBuf>,
     pub output: PathBuf,
     pub template: Option<String>,
     pub form: Form,
+    /// Where the result is pushed to.
+    pub push: Option<Push>,
+}
+
+/// A repository on the hub, and whose token makes it.
+pub struct Push {
+    pub repo: String,
+    pub token: Option<Token>,
 }
 
 /// What is written.
@@ -28,15 +36,18 @@ pub enum Form {
 }
 
 /// The keys that are understood. `export_gguf` and `export_gguf_adapter` are loratune's own.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 15] = [
     "adapter_name_or_path",
     "export_device",
     "export_dir",
     "export_gguf",
     "export_gguf_adapter",
+    "export_hub_model_id",
     "export_legacy_format",
     "export_size",
     "finetuning_type",
+    "hf_hub_token",
+    "hub_token",
     "infer_dtype",
     "model_name_or_path",
     "template",
@@ -44,8 +55,7 @@ const KEYS: [&str; 12] = [
 ];
 
 /// LLaMA-Factory's keys that ask for what is not done here, and what to do instead.
-const REFUSED: [(&str, &str); 5] = [
-    ("export_hub_model_id", "export without it, then upload the folder"),
+const REFUSED: [(&str, &str); 4] = [
     ("export_quantization_bit", "--gguf q8_0 and --gguf q4_0 write quantised models"),
     ("export_quantization_dataset", "--gguf q8_0 and --gguf q4_0 write quantised models, and need no data"),
     ("export_quantization_maxlen", "--gguf q8_0 and --gguf q4_0 write quantised models, and need no data"),
@@ -111,6 +121,15 @@ pub fn read(args: &ExportArgs) -> Result<Settings> {
         output: needed(&args.output, "export_dir", "--output")?,
         template: args.template.clone().or(text("template")?),
         form: form(args, &text)?,
+        push: match text("export_hub_model_id")? {
+            None => None,
+            Some(repo) => {
+                let token = text("hub_token")?.or(text("hf_hub_token")?);
+                let token = token.map(|t| Token::new(&t, "hub_token")).transpose();
+                let token = token.map_err(|e| Usage(e.to_string()))?.flatten();
+                Some(Push { repo, token })
+            }
+        },
     })
 }
 

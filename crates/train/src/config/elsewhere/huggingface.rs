@@ -92,6 +92,10 @@ pub(super) const KEYS: &[Group] = &[
     (Needless("every result has tokens per second"), &["include_tokens_per_second"]),
     (Needless("TensorBoard names a run by its folder, logging_dir"), &["run_name", "project"]),
     (Only(&["random"], "disable_shuffling: true keeps the order"), &["train_sampling_strategy"]),
+    (
+        Only(&["0", "0.0"], "the loss is plain cross-entropy, without label smoothing"),
+        &["label_smoothing_factor"],
+    ),
     (Only(&["false"], "a resumed run goes on where it was in the data"), &["ignore_data_skip"]),
     (Use("max_new_tokens"), &["generation_max_length"]),
     (

@@ -1,6 +1,6 @@
 //! LLaMA-Factory's own keys (0.7.1 and 0.9.5).
 
-use super::Answer::{Lacking, Needless, Never, NotYet, Only, Sets};
+use super::Answer::{Lacking, Needless, Never, Only, Sets};
 use super::Group;
 
 const PREFERENCES: &str = "it is for preferences and rewards; loratune has the stages sft and pt";
@@ -89,19 +89,22 @@ pub(super) const KEYS: &[Group] = &[
         &["create_new_adapter"],
     ),
     (Lacking("name the adapter's own folder in adapter_name_or_path"), &["adapter_folder"]),
+    (Lacking("HF_HOME or HF_HUB_CACHE says where downloads are kept"), &["cache_dir"]),
+    (Only(&["auto"], "answers are computed in the run's type"), &["infer_dtype"]),
+    (Only(&["true"], "answers are always made with keys and values kept"), &["use_kv_cache"]),
+    (Lacking("it makes another architecture of the model"), &["mixture_of_depths"]),
+    (Lacking("LongLoRA's shifted attention is not there"), &["shift_attn"]),
     (
-        NotYet,
-        &[
-            "cache_dir",
-            "infer_dtype",
-            "mixture_of_depths",
-            "print_param_status",
-            "rope_scaling",
-            "shift_attn",
-            "split_special_tokens",
-            "tokenized_path",
-            "use_kv_cache",
-        ],
+        Lacking(
+            "write it into the model's config.json, where linear, dynamic, yarn, llama3 and longrope are read",
+        ),
+        &["rope_scaling"],
+    ),
+    (Lacking("`--dry-run` says how much is trained, adapter_config.json what"), &["print_param_status"]),
+    (Lacking("special tokens that stand in texts are read as such"), &["split_special_tokens"]),
+    (
+        Lacking("tokenised rows are kept and found again by themselves; see overwrite_cache"),
+        &["tokenized_path"],
     ),
     (Needless("eval_accuracy is measured in every evaluation"), &["compute_accuracy"]),
     (Only(&["1"], "tokens are drawn one by one"), &["eval_num_beams", "num_beams"]),

@@ -15,7 +15,8 @@ pub(super) const TRL: &[Group] = &[
     (Needless("rows are shuffled anew every epoch unless disable_shuffling is true"), &["shuffle_dataset"]),
     (Needless("in evaluation every token weighs the same, packed or not"), &["eval_packing"]),
     (Lacking("recomputing activations is not there yet"), &["activation_offloading"]),
-    (NotYet, &["model_init_kwargs", "dataset_kwargs", "eos_token"]),
+    (Lacking("its members are keys of their own, such as dtype"), &["model_init_kwargs", "dataset_kwargs"]),
+    (Lacking("EOS is the tokenizer's; change it in tokenizer_config.json"), &["eos_token"]),
 ];
 
 pub(super) const PEFT: &[Group] = &[
