@@ -92,3 +92,34 @@ fn broken_and_other_models_are_refused_with_the_file_and_the_way_out() {
     assert!(with(&[0x12, 0x04, 0xc8, 0x02, 0x90, 0x4e]).contains("names the piece 10000 of 420"));
     assert!(with(&[0x0a, 0x03, 0x0a, 0x01, b'a']).contains("the piece `a` twice"));
 }
+
+/// Field 1 of a model, or of a part of one, as protocol buffers write it.
+fn piece(text: &str, score: f32, kind: u8) -> Vec<u8> {
+    let mut piece = vec![0x0a, text.len() as u8];
+    piece.extend(text.as_bytes());
+    piece.push(0x15);
+    piece.extend(score.to_le_bytes());
+    piece.extend([0x18, kind]);
+    [vec![0x0a, piece.len() as u8], piece].concat()
+}
+
+#[test]
+fn the_best_score_is_merged_first_whatever_the_ids() {
+    let pieces = [
+        ("<unk>", 0.0, 2),
+        ("<s>", 0.0, 3),
+        ("</s>", 0.0, 3),
+        ("▁a", -2.0, 1),
+        ("ab", -1.0, 1),
+        ("▁", -3.0, 1),
+        ("a", -4.0, 1),
+        ("b", -5.0, 1),
+    ];
+    let mut model: Vec<u8> =
+        pieces.iter().flat_map(|&(text, score, kind)| piece(text, score, kind)).collect();
+    // Byte-pair encoding; spaces are kept.
+    model.extend([0x12, 0x02, 0x18, 0x02, 0x1a, 0x02, 0x20, 0x00]);
+    let bundle = load(&model, Value::Null).unwrap();
+    assert_eq!(bundle.encode("ab", false).unwrap(), [5, 4]);
+    assert_eq!(bundle.encode("aab", false).unwrap(), [3, 4]);
+}
