@@ -16,6 +16,10 @@ use crate::profile::{self, Pass};
 use crate::rng::Key;
 use crate::{DType, Element, Tensor, dispatch, pool};
 
+mod deferred;
+
+pub(crate) use deferred::Product;
+
 /// A value on the tape.
 #[derive(Clone, Debug)]
 pub struct Var {
@@ -79,9 +83,29 @@ struct Node {
     shape: Vec<usize>,
 }
 
+/// What has arrived of a value's gradient: a sum, and on a card products that are still to be added to it, so that those of
+/// several layers with one input become one.
+#[derive(Clone, Default)]
+struct Arrived {
+    sum: Option<Tensor>,
+    products: Vec<Product>,
+}
+
+impl Arrived {
+    fn take(&mut self) -> Result<Option<Tensor>> {
+        match std::mem::take(&mut self.products) {
+            products if products.is_empty() => Ok(self.sum.take()),
+            products => {
+                let _span = profile::span("linear", Pass::Backward);
+                Ok(Some(deferred::sum(self.sum.take(), &products)?))
+            }
+        }
+    }
+}
+
 /// Where backwards put gradients.
 pub(crate) struct Sink<'a> {
-    by_node: &'a mut [Option<Tensor>],
+    by_node: &'a mut [Arrived],
     by_param: &'a mut Gradients,
     pub params: &'a Params,
 }
@@ -89,21 +113,28 @@ pub(crate) struct Sink<'a> {
 impl Sink<'_> {
     pub fn add(&mut self, to: Source, grad: Tensor) -> Result<()> {
         let Some(i) = to.0 else { return Ok(()) };
-        match &mut self.by_node[i] {
+        match &mut self.by_node[i].sum {
             Some(sum) => sum.add_assign(&grad)?,
             empty => *empty = Some(grad),
         }
         Ok(())
     }
 
+    /// Adds products on a card, when the gradient is asked for.
+    pub fn add_later(&mut self, to: Source, products: impl IntoIterator<Item = Product>) {
+        if let Some(i) = to.0 {
+            self.by_node[i].products.extend(products);
+        }
+    }
+
     /// What has arrived so far, for an op that adds to it in its own pass and [`puts`](Sink::put) it back.
-    pub fn take(&mut self, to: Source) -> Option<Tensor> {
-        to.0.and_then(|i| self.by_node[i].take())
+    pub fn take(&mut self, to: Source) -> Result<Option<Tensor>> {
+        to.0.map_or(Ok(None), |i| self.by_node[i].take())
     }
 
     pub fn put(&mut self, to: Source, grad: Tensor) {
         if let Some(i) = to.0 {
-            self.by_node[i] = Some(grad);
+            self.by_node[i].sum = Some(grad);
         }
     }
 
@@ -115,9 +146,10 @@ impl Sink<'_> {
         terms: &[Term<'_>],
     ) -> Result<()> {
         let Some(i) = to.0 else { return Ok(()) };
-        let add = self.by_node[i].is_some();
+        let sum = &mut self.by_node[i].sum;
+        let add = sum.is_some();
         let fresh = || Tensor::new(pool::any::<E>(rows * cols), &[rows, cols]);
-        let sum = self.by_node[i].get_or_insert_with(fresh);
+        let sum = sum.get_or_insert_with(fresh);
         check_shape("linear backward", "gradient", sum.shape(), &[rows, cols])?;
         let c = MatMut::new(sum.slice_mut::<E>()?, rows, cols);
         sum_of_products(c, add, terms, Finish::default(), Threads::All);
@@ -127,7 +159,7 @@ impl Sink<'_> {
     /// Adds the gradient of some columns of a matrix `[rows, cols]`, from column `first` on.
     pub fn add_columns(&mut self, to: Source, first: usize, cols: usize, grad: &Tensor) -> Result<()> {
         let Some(i) = to.0 else { return Ok(()) };
-        let sum = match &mut self.by_node[i] {
+        let sum = match &mut self.by_node[i].sum {
             Some(sum) => sum,
             empty => empty.insert(grad.zeros_beside(grad.dtype(), &[grad.rows(), cols])?),
         };
@@ -264,11 +296,11 @@ impl<'p> Tape<'p> {
     }
 
     fn backward_from(mut self, last: usize, dy: Tensor, gradients: &mut Gradients) -> Result<()> {
-        let mut by_node: Vec<Option<Tensor>> = vec![None; last + 1];
-        by_node[last] = Some(dy);
+        let mut by_node = vec![Arrived::default(); last + 1];
+        by_node[last].sum = Some(dy);
         for i in (0..=last).rev() {
             let node = &mut self.nodes[i];
-            let (Some(dy), Some(op)) = (by_node[i].take(), node.op.take()) else { continue };
+            let (Some(dy), Some(op)) = (by_node[i].take()?, node.op.take()) else { continue };
             check_shape(op.name(), "gradient of the output", dy.shape(), &node.shape)?;
             let _span = profile::span(op.name(), Pass::Backward);
             let mut sink = Sink { by_node: &mut by_node, by_param: gradients, params: self.params };

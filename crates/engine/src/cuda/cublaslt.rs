@@ -93,6 +93,9 @@ pub struct CublasLt {
     handle: Handle,
     workspace: (Pointer, usize),
     plans: Mutex<HashMap<Shape, Plan>>,
+    /// Held while a product's kernels are put on the stream: those of another thread must not come between them, for all use
+    /// one workspace.
+    turn: Mutex<()>,
 }
 
 // SAFETY: a handle of cuBLASLt may be used from any thread.
@@ -127,12 +130,38 @@ impl<'a> Factor<'a> {
         Factor { rows: self.cols, cols: self.rows, turned: !self.turned, ..self }
     }
 
-    fn pointer(&self) -> Pointer {
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+    pub fn columns(&self) -> usize {
+        self.cols
+    }
+    /// Whether it is the transpose of what is stored.
+    pub fn is_turned(&self) -> bool {
+        self.turned
+    }
+    /// Elements from row to row as stored.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+    pub fn dtype(&self) -> DType {
+        self.buffer.dtype()
+    }
+    pub fn bytes(&self) -> usize {
+        self.rows * self.cols * self.buffer.dtype().size()
+    }
+
+    /// Rows and columns as stored.
+    pub fn stored(&self) -> [usize; 2] {
+        if self.turned { [self.cols, self.rows] } else { [self.rows, self.cols] }
+    }
+
+    pub fn pointer(&self) -> Pointer {
         self.buffer.pointer() + (self.offset * self.buffer.dtype().size()) as u64
     }
 
     fn is_inside(&self) -> bool {
-        let (rows, cols) = if self.turned { (self.cols, self.rows) } else { (self.rows, self.cols) };
+        let [rows, cols] = self.stored();
         rows == 0 || cols == 0 || self.offset + (rows - 1) * self.stride + cols <= self.buffer.len()
     }
 }
@@ -156,7 +185,13 @@ impl CublasLt {
         let mut handle = null_mut();
         // SAFETY: the library writes one handle.
         match unsafe { (library.create)(&mut handle) } {
-            0 => Ok(CublasLt { library, handle, workspace: (workspace, size), plans: Mutex::default() }),
+            0 => Ok(CublasLt {
+                library,
+                handle,
+                workspace: (workspace, size),
+                plans: Mutex::default(),
+                turn: Mutex::default(),
+            }),
             status => Err(format!("cuBLASLt does not start (error {status})")),
         }
     }
@@ -238,6 +273,20 @@ impl CublasLt {
 }
 
 impl CudaDevice {
+    /// # Errors
+    /// If two factors do not make a matrix `[m, n]`.
+    pub(super) fn check_product(&self, [m, n]: [usize; 2], [a, b]: [&Factor<'_>; 2]) -> Result<()> {
+        if a.rows == m && b.rows == a.cols && b.cols == n && a.is_inside() && b.is_inside() {
+            return Ok(());
+        }
+        Err(Error::Shape {
+            op: "product",
+            what: "factors".into(),
+            expected: format!("[{m}, k] and [k, {n}] inside their buffers"),
+            got: format!("[{}, {}] and [{}, {}]", a.rows, a.cols, b.rows, b.cols),
+        })
+    }
+
     /// c = scale · a·b, plus what is in c if `add`; a `[m, k]`, b `[k, n]`, in f32 and rounded once.
     ///
     /// # Errors
@@ -251,13 +300,9 @@ impl CudaDevice {
         add: bool,
     ) -> Result<()> {
         let [m, n, k] = [c.rows, c.cols, a.cols];
-        if a.rows != m || b.rows != k || b.cols != n || c.turned || ![a, b, c].iter().all(Factor::is_inside) {
-            return Err(Error::Shape {
-                op: "product",
-                what: "factors".into(),
-                expected: format!("[{m}, k] and [k, {n}] inside their buffers"),
-                got: format!("[{}, {}] and [{}, {}]", a.rows, a.cols, b.rows, b.cols),
-            });
+        self.check_product([m, n], [&a, &b])?;
+        if c.turned || !c.is_inside() {
+            return Err(Error::Invalid(format!("product: no room for [{m}, {n}]")));
         }
         if m == 0 || n == 0 {
             return Ok(());
@@ -276,6 +321,7 @@ impl CudaDevice {
         let plan = self.lt().plan(&shape).map_err(|what| self.error(what))?;
         let (alpha, beta) = (scale as f32, if add { 1f32 } else { 0.0 });
         let lt = self.lt();
+        let _turn = lt.turn.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the plan was made for these shapes and alignments, all matrices lie inside their buffers, and the workspace
         // is used in the order of the stream.
         let status = unsafe {
@@ -301,8 +347,7 @@ impl CudaDevice {
         if status != 0 {
             return Err(self.error(format!("cuBLASLt fails at the product {shape:?} (error {status})")));
         }
-        let bytes = |f: &Factor<'_>| (f.rows * f.cols * f.buffer.dtype().size()) as f64;
-        profile::count(2.0 * (m * n * k) as f64, bytes(&a) + bytes(&b) + bytes(&c));
+        profile::count(2.0 * (m * n * k) as f64, (a.bytes() + b.bytes() + c.bytes()) as f64);
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::cublaslt::CublasLt;
 use super::driver::{self, Driver, Handle, Pointer, driver};
-use super::kernels::{Source, machine_code};
+use super::kernels::{HOPPER, Source, machine_code};
 use super::pool::{self, Pool};
 use super::{Pod, cublaslt, nvrtc};
 use crate::error::{Error, Result};
@@ -30,33 +30,49 @@ pub fn available() -> Result<usize, String> {
     Ok(count as usize)
 }
 
-/// One argument of a kernel: a pointer, an integer or a float in its first bytes.
+/// One argument of a kernel.
 #[derive(Clone, Copy)]
-pub(crate) struct Arg(u64);
+pub(crate) enum Arg<'a> {
+    /// A pointer, an integer or a float in the first bytes.
+    Number(u64),
+    /// A struct, passed by value.
+    Struct(&'a [u64]),
+}
 
-impl From<u64> for Arg {
-    fn from(x: u64) -> Arg {
-        Arg(x)
+impl From<u64> for Arg<'_> {
+    fn from(x: u64) -> Self {
+        Arg::Number(x)
     }
 }
-impl From<i32> for Arg {
-    fn from(x: i32) -> Arg {
-        Arg(x as u32 as u64)
+impl From<i32> for Arg<'_> {
+    fn from(x: i32) -> Self {
+        Arg::Number(x as u32 as u64)
     }
 }
-impl From<u32> for Arg {
-    fn from(x: u32) -> Arg {
-        Arg(x as u64)
+impl From<u32> for Arg<'_> {
+    fn from(x: u32) -> Self {
+        Arg::Number(x as u64)
     }
 }
-impl From<f32> for Arg {
-    fn from(x: f32) -> Arg {
-        Arg(x.to_bits() as u64)
+impl From<f32> for Arg<'_> {
+    fn from(x: f32) -> Self {
+        Arg::Number(x.to_bits() as u64)
     }
 }
-impl From<usize> for Arg {
-    fn from(x: usize) -> Arg {
-        Arg(x as u64)
+impl From<usize> for Arg<'_> {
+    fn from(x: usize) -> Self {
+        Arg::Number(x as u64)
+    }
+}
+
+/// A description of a row-major matrix in bf16 for Hopper's copy engine.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Map(pub [u64; 16]);
+
+impl<'a> From<&'a Map> for Arg<'a> {
+    fn from(map: &'a Map) -> Self {
+        Arg::Struct(&map.0)
     }
 }
 
@@ -89,6 +105,7 @@ pub struct CudaDevice {
     context: Handle,
     stream: Handle,
     arch: i32,
+    is_hopper: bool,
     processors: u32,
     lt: CublasLt,
     pool: Mutex<Pool>,
@@ -148,6 +165,8 @@ impl Drop for Mark {
 
 static DEVICES: Mutex<BTreeMap<usize, Arc<CudaDevice>>> = Mutex::new(BTreeMap::new());
 
+/// `ampere` keeps a card of Hopper's to the kernels of older ones.
+const KERNELS: &str = "LORATUNE_CUDA_KERNELS";
 /// Sizes of 32 MiB are what NVIDIA advises for Hopper.
 const WORKSPACE: usize = 32 << 20;
 /// Shared things kept on the card: tables and the batches of the last few steps.
@@ -216,6 +235,7 @@ impl CudaDevice {
             context,
             stream,
             arch,
+            is_hopper: arch == HOPPER && std::env::var_os(KERNELS).is_none_or(|set| set != "ampere"),
             processors: attribute(driver::MULTIPROCESSORS, id)? as u32,
             lt: CublasLt::new(workspace, WORKSPACE)?,
             pool: Mutex::default(),
@@ -241,6 +261,44 @@ impl CudaDevice {
 
     pub(crate) fn processors(&self) -> u32 {
         self.processors
+    }
+
+    /// Whether Hopper's own kernels run here.
+    pub(crate) fn is_hopper(&self) -> bool {
+        self.is_hopper
+    }
+
+    /// A map of a matrix `[rows, cols]` in bf16 with so many elements from row to row, that is taken in boxes of 64 columns and
+    /// `of_box` rows.
+    pub(crate) fn map(
+        &self,
+        pointer: Pointer,
+        [rows, cols]: [usize; 2],
+        stride: usize,
+        of_box: u32,
+    ) -> Result<Map> {
+        let mut map = Map([0; 16]);
+        let (size, pitch) = ([cols as u64, rows as u64], [2 * stride as u64]);
+        let (part, every) = ([64, of_box], [1u32, 1]);
+        // SAFETY: the driver reads two sizes, a pitch, and the box's, and writes the map, which is aligned as it asks.
+        let status = unsafe {
+            (self.driver.map)(
+                map.0.as_mut_ptr().cast(),
+                driver::MAP_OF_BF16,
+                2,
+                pointer,
+                size.as_ptr(),
+                pitch.as_ptr(),
+                part.as_ptr(),
+                every.as_ptr(),
+                0,
+                driver::MAP_SWIZZLE_128,
+                driver::MAP_PROMOTE_128,
+                0,
+            )
+        };
+        self.check(status, "describing a matrix")?;
+        Ok(map)
     }
 
     pub(super) fn lt(&self) -> &CublasLt {
@@ -429,7 +487,7 @@ impl CudaDevice {
         grid: [usize; 3],
         threads: u32,
         shared: usize,
-        args: &[Arg],
+        args: &[Arg<'_>],
     ) -> Result<()> {
         self.enter()?;
         if grid.contains(&0) {
@@ -439,7 +497,11 @@ impl CudaDevice {
             return Err(self.error(format!("{name}: a grid of {grid:?} blocks is too large")));
         }
         let function = self.function(source, variant, name, shared)?;
-        let mut pointers: Vec<*mut c_void> = args.iter().map(|a| from_ref(&a.0).cast_mut().cast()).collect();
+        let pointer = |arg: &Arg<'_>| match arg {
+            Arg::Number(x) => from_ref(x).cast_mut().cast::<c_void>(),
+            Arg::Struct(x) => x.as_ptr().cast_mut().cast(),
+        };
+        let mut pointers: Vec<*mut c_void> = args.iter().map(pointer).collect();
         let [x, y, z] = grid.map(|n| n as u32);
         // SAFETY: the callers give each kernel the arguments of its signature, with pointers to blocks of the sizes that it
         // works on; the driver copies the arguments before it returns.

@@ -14,6 +14,9 @@ pub const MULTIPROCESSORS: c_int = 16;
 pub const CAPABILITY: [c_int; 2] = [75, 76];
 pub const MAX_DYNAMIC_SHARED: c_int = 8;
 pub const NON_BLOCKING: c_uint = 1;
+pub const MAP_OF_BF16: c_int = 9;
+pub const MAP_SWIZZLE_128: c_int = 3;
+pub const MAP_PROMOTE_128: c_int = 2;
 
 functions! {
     /// See the CUDA driver API's reference for each.
@@ -40,6 +43,9 @@ functions! {
         fn launch(
             Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void
         ) -> c_int = "cuLaunchKernel";
+        fn map(
+            *mut c_void, c_int, c_uint, Pointer, *const u64, *const u64, *const c_uint, *const c_uint, c_int, c_int, c_int, c_int
+        ) -> c_int = "cuTensorMapEncodeTiled";
         fn event(*mut Handle, c_uint) -> c_int = "cuEventCreate";
         fn record(Handle, Handle) -> c_int = "cuEventRecord";
         fn elapsed(*mut f32, Handle, Handle) -> c_int = "cuEventElapsedTime";

@@ -14,20 +14,32 @@ pub(crate) struct Source {
     pub text: &'static str,
     /// The head sizes that the tests compile it for; 0 alone where it has none.
     pub variants: &'static [u32],
+    /// Only for Hopper, with what is Hopper's own.
+    pub hopper: bool,
 }
+
+/// The architecture of Hopper.
+pub(super) const HOPPER: i32 = 90;
 
 /// What all sources begin with.
 const COMMON: &str = include_str!("common.cuh");
+const OF_HOPPER: &str = include_str!("hopper.cuh");
 
 /// The text that is compiled.
 fn whole(source: &Source) -> String {
-    format!("{COMMON}\n#line 1 \"{}.cu\"\n{}", source.name, source.text)
+    let more = if source.hopper { OF_HOPPER } else { "" };
+    format!("{COMMON}\n{more}\n#line 1 \"{}.cu\"\n{}", source.name, source.text)
+}
+
+/// What NVRTC calls the architecture that a source is compiled for.
+fn target(source: &Source, arch: i32) -> String {
+    format!("{arch}{}", if source.hopper { "a" } else { "" })
 }
 
 /// Machine code of a source for an architecture, from the disk if it has been compiled before.
 pub(super) fn machine_code(source: &Source, arch: i32, defines: &[String]) -> Result<Vec<u8>, String> {
     let nvrtc = nvrtc()?;
-    let text = whole(source);
+    let (text, arch) = (whole(source), &target(source, arch));
     let cached = cache_file(source.name, &text, arch, defines, nvrtc.release());
     if let Some(code) = cached.as_ref().and_then(|path| std::fs::read(path).ok()).filter(|c| is_whole(c)) {
         return Ok(code[8..].to_vec());
@@ -65,7 +77,13 @@ fn keep(path: &std::path::Path, code: &[u8]) -> std::io::Result<()> {
     std::fs::rename(&aside, path)
 }
 
-fn cache_file(name: &str, text: &str, arch: i32, defines: &[String], release: (i32, i32)) -> Option<PathBuf> {
+fn cache_file(
+    name: &str,
+    text: &str,
+    arch: &str,
+    defines: &[String],
+    release: (i32, i32),
+) -> Option<PathBuf> {
     let dir = match std::env::var_os("XDG_CACHE_HOME").filter(|d| !d.is_empty()) {
         Some(dir) => PathBuf::from(dir),
         None => PathBuf::from(std::env::var_os("HOME")?).join(".cache"),
@@ -97,12 +115,15 @@ pub fn compile_all(archs: &[i32]) -> Result<Vec<Compiled>, String> {
     let known: Vec<i32> = archs.iter().copied().filter(|&arch| nvrtc.knows(arch)).collect();
     let tasks: Vec<(&Source, u32, i32)> = variants
         .flat_map(|(source, variant)| known.iter().map(move |&arch| (source, variant, arch)))
+        .filter(|&(source, _, arch)| !source.hopper || arch == HOPPER)
         .collect();
     Ok(tasks
         .into_par_iter()
         .map(|(source, variant, arch)| {
             let defines = defines(variant);
-            let result = nvrtc.cubin(source.name, &whole(source), arch, &defines).map(|code| code.len());
+            let result = nvrtc
+                .cubin(source.name, &whole(source), &target(source, arch), &defines)
+                .map(|code| code.len());
             Compiled { source: source.name, variant: defines.join(" "), arch, result }
         })
         .collect())

@@ -12,10 +12,12 @@ mod kernels;
 mod library;
 mod nvrtc;
 mod pool;
+mod sums;
 
 pub(crate) use buffer::{CudaBuffer, Pod};
 pub(crate) use cublaslt::Factor;
-pub(crate) use device::{Arg, Mark, Memory};
+pub(crate) use device::{Arg, Map, Mark, Memory};
 pub use device::{CudaDevice, available};
 pub(crate) use kernels::Source;
 pub use kernels::{Compiled, compile_all};
+pub(crate) use sums::{Finish, SOURCE as SUMS, TERMS};

@@ -50,11 +50,11 @@ impl Nvrtc {
         }
     }
 
-    /// Machine code of a program for an architecture.
+    /// Machine code of a program for an architecture, such as 90a.
     ///
     /// # Errors
     /// The compiler's messages.
-    pub fn cubin(&self, name: &str, source: &str, arch: i32, defines: &[String]) -> Result<Vec<u8>, String> {
+    pub fn cubin(&self, name: &str, source: &str, arch: &str, defines: &[String]) -> Result<Vec<u8>, String> {
         let text = |s: &str| CString::new(s).map_err(|_| format!("{name}: a zero byte in the source"));
         let (source, file) = (text(source)?, text(name)?);
         let mut options = vec![text(&format!("--gpu-architecture=sm_{arch}"))?, text("--std=c++17")?];

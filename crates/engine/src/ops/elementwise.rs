@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
-use crate::cuda::{Arg, CudaBuffer, CudaDevice, Source};
+use crate::cuda::{Arg, CudaBuffer, CudaDevice, Finish, Source};
 use crate::error::{Error, Result};
 use crate::rng::Key;
 use crate::{DType, Tensor};
 
-pub(crate) static SOURCE: Source =
-    Source { name: "elementwise", text: include_str!("elementwise/kernel.cu"), variants: &[0] };
+pub(crate) static SOURCE: Source = Source {
+    name: "elementwise",
+    text: include_str!("elementwise/kernel.cu"),
+    variants: &[0],
+    hopper: false,
+};
 
 /// The arguments of a kernel.
 macro_rules! args {
@@ -38,7 +42,7 @@ pub(crate) fn run(
     source: &'static Source,
     name: &str,
     tasks: usize,
-    args: &[Arg],
+    args: &[Arg<'_>],
 ) -> Result<()> {
     device.launch((source, 0), name, blocks(device, tasks), THREADS, 0, args)
 }
@@ -176,11 +180,21 @@ pub(crate) fn finish(
     bias: Option<&CudaBuffer>,
 ) -> Result<CudaBuffer> {
     let y = CudaBuffer::any(u.device(), u.dtype(), u.len())?;
+    finish_into(&y, u, cols, [g, other, bias])?;
+    Ok(y)
+}
+
+/// The same of a sum of products, where it lies.
+pub(crate) fn finish_in_place(y: &CudaBuffer, cols: usize, finish: Finish<'_>) -> Result<()> {
+    finish_into(y, y, cols, [finish.scale, finish.added, finish.bias])
+}
+
+fn finish_into(y: &CudaBuffer, u: &CudaBuffer, cols: usize, own: [Option<&CudaBuffer>; 3]) -> Result<()> {
     let name = format!("finish_{}", suffix("linear", u.dtype())?);
     let rows = u.len() / cols.max(1);
-    let args = args![y.pointer(), u.pointer(), pointer(g), pointer(other), pointer(bias), rows, cols];
-    run(u.device(), &SOURCE, &name, u.len().div_ceil(wide(u.dtype())), args)?;
-    Ok(y)
+    let [g, other, bias] = own.map(pointer);
+    let args = args![y.pointer(), u.pointer(), g, other, bias, rows, cols];
+    run(u.device(), &SOURCE, &name, u.len().div_ceil(wide(u.dtype())), args)
 }
 
 /// Rows that a partial sum is over: fixed, and few enough that the card is busy.

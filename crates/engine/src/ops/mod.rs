@@ -46,10 +46,12 @@ pub use split::split_columns;
 
 /// The sources of all kernels.
 pub(crate) static KERNELS: &[&crate::cuda::Source] = &[
+    &crate::cuda::SUMS,
     &elementwise::SOURCE,
     &adamw::cuda::SOURCE,
     &attention::cuda::PLAIN,
     &attention::cuda::FLASH,
+    &attention::hopper::SOURCE,
     &embedding::cuda::SOURCE,
     &gated::cuda::SOURCE,
     &linear::cuda::SOURCE,

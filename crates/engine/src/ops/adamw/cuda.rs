@@ -5,7 +5,8 @@ use crate::ops::elementwise::{PIECE, args};
 use crate::{DType, Tensor};
 use std::sync::Arc;
 
-pub(crate) static SOURCE: Source = Source { name: "adamw", text: include_str!("kernel.cu"), variants: &[0] };
+pub(crate) static SOURCE: Source =
+    Source { name: "adamw", text: include_str!("kernel.cu"), variants: &[0], hopper: false };
 
 /// The kernel's `Piece`.
 #[repr(C)]

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use super::{AttentionConfig, Documents};
+use super::{AttentionConfig, Documents, hopper};
 use crate::cuda::{Arg, CudaBuffer, CudaDevice, Source};
 use crate::error::{Error, Result};
 use crate::ops::elementwise::{args, suffix};
 use crate::{DType, profile};
 
 pub(crate) static PLAIN: Source =
-    Source { name: "attention", text: include_str!("plain.cu"), variants: &[0] };
+    Source { name: "attention", text: include_str!("plain.cu"), variants: &[0], hopper: false };
 pub(crate) static FLASH: Source =
-    Source { name: "flash", text: include_str!("flash.cu"), variants: &[64, 128, 256] };
+    Source { name: "flash", text: include_str!("flash.cu"), variants: &[64, 128, 256], hopper: false };
 
 /// Rows of a tile, of queries or keys.
 const ROWS: usize = 64;
@@ -28,12 +28,12 @@ pub(super) struct Forward {
     pub lse: CudaBuffer,
 }
 
-struct Shape<'a> {
-    device: &'a Arc<CudaDevice>,
-    documents: &'a Documents,
-    config: &'a AttentionConfig,
-    tokens: usize,
-    dtype: DType,
+pub(super) struct Shape<'a> {
+    pub device: &'a Arc<CudaDevice>,
+    pub documents: &'a Documents,
+    pub config: &'a AttentionConfig,
+    pub tokens: usize,
+    pub dtype: DType,
 }
 
 impl<'a> Shape<'a> {
@@ -86,7 +86,7 @@ impl<'a> Shape<'a> {
         self.config.head_dim.next_multiple_of(64)
     }
 
-    fn cap(&self) -> f32 {
+    pub fn cap(&self) -> f32 {
         self.config.softcap.unwrap_or(0.0) as f32
     }
 
@@ -94,7 +94,7 @@ impl<'a> Shape<'a> {
     fn flash(&self, name: &str, by_key: bool, heads: usize, rows: usize, own: &[u64]) -> Result<()> {
         let c = self.config;
         let (tiles, count) = self.tiles(by_key)?;
-        let mut all: Vec<Arg> = own.iter().map(|&p| Arg::from(p)).collect();
+        let mut all: Vec<Arg<'_>> = own.iter().map(|&p| Arg::from(p)).collect();
         all.push(tiles.pointer.into());
         let window = c.window.unwrap_or(usize::MAX).min(1 << 30) as i32;
         for number in [self.tokens as i32, c.heads as i32, c.kv_heads as i32, window] {
@@ -108,7 +108,7 @@ impl<'a> Shape<'a> {
     /// A plain kernel; `rows` are the rows of a head that a warp holds.
     fn plain(&self, name: &str, heads: usize, rows: usize, own: &[u64]) -> Result<()> {
         let c = self.config;
-        let mut all: Vec<Arg> = own.iter().map(|&p| Arg::from(p)).collect();
+        let mut all: Vec<Arg<'_>> = own.iter().map(|&p| Arg::from(p)).collect();
         all.extend([self.tokens, c.heads, c.kv_heads, c.head_dim].map(Arg::from));
         all.extend([Arg::from(c.scale as f32), Arg::from(self.cap())]);
         all.push(c.window.unwrap_or(usize::MAX).min(1 << 40).into());
@@ -136,8 +136,13 @@ pub(super) fn forward(
 ) -> Result<Forward> {
     let s = Shape::new(q, documents, config)?;
     let out = CudaBuffer::any(s.device, s.dtype, q.len())?;
-    let lse = CudaBuffer::any(s.device, DType::F32, config.heads * s.tokens)?;
-    let [o, l] = [out.pointer(), lse.pointer()];
+    let to = Forward { out, lse: CudaBuffer::any(s.device, DType::F32, config.heads * s.tokens)? };
+    let [o, l] = [to.out.pointer(), to.lse.pointer()];
+    if hopper::is_for(&s) {
+        hopper::forward(&s, [q, k, v], &to)?;
+        s.count(2.0);
+        return Ok(to);
+    }
     let [q, k, v] = [q.pointer(), k.pointer(), v.pointer()];
     if s.is_flash() {
         let keys = if config.head_dim <= 128 { 64 } else { 32 };
@@ -147,7 +152,7 @@ pub(super) fn forward(
         s.plain("forward", config.heads, 1, &[o, l, q, k, v, first.pointer])?;
     }
     s.count(2.0);
-    Ok(Forward { out, lse })
+    Ok(to)
 }
 
 /// Gradients of q, k and v.
@@ -167,6 +172,11 @@ pub(super) fn backward(
     let name = format!("delta_{}", suffix("attention", s.dtype)?);
     s.device.launch((&PLAIN, 0), &name, [rows.div_ceil(WARPS), 1, 1], 32 * WARPS as u32, 0, args)?;
 
+    s.count(5.0);
+    if hopper::is_for(&s) {
+        hopper::backward(&s, [q, k, v, dout], [lse, &deltas], &gradients)?;
+        return Ok(gradients);
+    }
     let [dq, dk, dv] = [0, 1, 2].map(|i| gradients[i].pointer());
     let inputs = [q, k, v, dout, lse, &deltas].map(CudaBuffer::pointer);
     let with = |outputs: &[u64]| [outputs, &inputs].concat();
@@ -185,6 +195,5 @@ pub(super) fn backward(
         s.plain("backward_q", config.heads, 2, &with_bounds(&[dq], first.pointer))?;
         s.plain("backward_kv", config.kv_heads, 2, &with_bounds(&[dk, dv], end.pointer))?;
     }
-    s.count(5.0);
     Ok(gradients)
 }

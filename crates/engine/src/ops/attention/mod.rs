@@ -2,6 +2,7 @@
 
 mod cpu;
 pub(super) mod cuda;
+pub(super) mod hopper;
 
 use std::sync::Arc;
 

@@ -7,7 +7,7 @@ use crate::ops::TableAdapter;
 use crate::ops::elementwise::{args, suffix};
 
 pub(crate) static SOURCE: Source =
-    Source { name: "embedding", text: include_str!("kernel.cu"), variants: &[0] };
+    Source { name: "embedding", text: include_str!("kernel.cu"), variants: &[0], hopper: false };
 
 /// # Errors
 /// If something is trained on the table that only the CPU trains.

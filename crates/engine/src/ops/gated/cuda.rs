@@ -7,7 +7,8 @@ use crate::error::Result;
 use crate::kept::Recipe;
 use crate::ops::elementwise::{args, on, run, suffix, wide};
 
-pub(crate) static SOURCE: Source = Source { name: "gated", text: include_str!("kernel.cu"), variants: &[0] };
+pub(crate) static SOURCE: Source =
+    Source { name: "gated", text: include_str!("kernel.cu"), variants: &[0], hopper: false };
 
 fn name(direction: &str, activation: Activation, x: &CudaBuffer) -> Result<String> {
     let activation = match activation {

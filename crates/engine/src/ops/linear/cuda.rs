@@ -1,19 +1,20 @@
-//! The linear layer on a card: cuBLASLt for the products. The adapter's rank update is written first and the base product
-//! added to it, which reads it while it multiplies: one pass over y less than the other way round.
+//! The linear layer on a card. A layer with its adapter is one sum of products, x·Wᵀ + h·Bᵀ, and so is the gradient of an input,
+//! over all layers that have it (see `CudaDevice::sum`); the short products x·Aᵀ, dy·B, dyᵀ·h and dhᵀ·x are cuBLASLt's.
 
 use std::sync::Arc;
 
 use super::dora::DoraSaved;
 use super::lora::LoraSaved;
 use super::{Dora, LinearBackward, Lora, Mask, RowNorm, Variant};
-use crate::cuda::{CudaBuffer, CudaDevice, Factor, Source};
+use crate::cuda::{CudaBuffer, CudaDevice, Factor, Finish, Source};
 use crate::error::{Error, Result};
 use crate::kept::Kept;
 use crate::ops::elementwise::{add, args, column_sums, convert, dropout, finish, on};
-use crate::tape::{Sink, Source as From, Tape};
+use crate::tape::{Product, Sink, Source as From, Tape};
 use crate::{DType, FrozenWeight, Params, Tensor, Weight};
 
-pub(crate) static SOURCE: Source = Source { name: "linear", text: include_str!("kernel.cu"), variants: &[0] };
+pub(crate) static SOURCE: Source =
+    Source { name: "linear", text: include_str!("kernel.cu"), variants: &[0], hopper: false };
 
 const OP: &str = "linear";
 
@@ -51,67 +52,62 @@ impl Layer {
         CudaBuffer::any(&self.device, dtype, n)
     }
 
-    /// y `[n, out]` (+)= x·Wᵀ.
-    fn forward(&self, y: &CudaBuffer, x: &CudaBuffer, add: bool) -> Result<()> {
-        let w = Factor::new(&self.w, self.out, self.cols).t();
-        let (y, x) = (Factor::new(y, self.n, self.out), Factor::new(x, self.n, self.cols));
-        self.device.product(y, x, w, 1.0, add)
+    /// finish(x·Wᵀ + h·Bᵀ) `[n, out]`, the second where there is an adapter.
+    fn forward(
+        &self,
+        x: &CudaBuffer,
+        update: Option<(&LowRank, &CudaBuffer)>,
+        finish: Finish<'_>,
+    ) -> Result<CudaBuffer> {
+        let y = self.any(self.dtype, self.n * self.out)?;
+        let base = [Factor::new(x, self.n, self.cols), Factor::new(&self.w, self.out, self.cols).t()];
+        let to = (&y, [self.n, self.out]);
+        match update {
+            None => self.device.sum(to, &[base], finish)?,
+            Some((low, h)) => {
+                let h = Factor::new(h, self.n, low.r);
+                let update = [h, Factor::new(&low.b, self.out, low.r).t()];
+                self.device.sum(to, &[base, update], finish)?;
+            }
+        }
+        Ok(y)
     }
 
     /// dx `[n, in]` (+)= dy·W.
     fn backward(&self, dx: &CudaBuffer, dy: &CudaBuffer, add: bool) -> Result<()> {
         let w = Factor::new(&self.w, self.out, self.cols);
-        let (dx, dy) = (Factor::new(dx, self.n, self.cols), Factor::new(dy, self.n, self.out));
-        self.device.product(dx, dy, w, 1.0, add)
+        let finish = Finish { added: add.then_some(dx), ..Finish::default() };
+        self.device.sum((dx, [self.n, self.cols]), &[[Factor::new(dy, self.n, self.out), w]], finish)
     }
 
-    /// x·Wᵀ + s·h·Bᵀ.
-    fn with_update(&self, x: &CudaBuffer, low: &LowRank, h: &CudaBuffer) -> Result<CudaBuffer> {
-        let y = self.any(self.dtype, self.n * self.out)?;
-        let (to, h) = (Factor::new(&y, self.n, self.out), Factor::new(h, self.n, low.r));
-        self.device.product(to, h, Factor::new(&low.b, self.out, low.r).t(), low.s, false)?;
-        self.forward(&y, x, true)?;
-        Ok(y)
-    }
-
-    /// h `[n, r]` = x·Aᵀ.
+    /// h `[n, r]` = s·x·Aᵀ.
     fn down(&self, x: &CudaBuffer, low: &LowRank) -> Result<CudaBuffer> {
         let h = self.any(self.dtype, self.n * low.r)?;
         let (to, x) = (Factor::new(&h, self.n, low.r), Factor::new(x, self.n, self.cols));
-        self.device.product(to, x, Factor::new(&low.a, low.r, self.cols).t(), 1.0, false)?;
+        self.device.product(to, x, Factor::new(&low.a, low.r, self.cols).t(), low.s, false)?;
         Ok(h)
     }
 
-    /// The gradient of x, with what is there already.
+    /// Leaves the gradient of x, dy·W + dh·A, to be computed with those of other layers that have it.
     fn add_dx(
         &self,
         to: From,
-        dy: &CudaBuffer,
-        low: Option<(&LowRank, &CudaBuffer)>,
+        dy: &Arc<CudaBuffer>,
+        low: Option<(LowRank, CudaBuffer)>,
         grads: &mut Sink<'_>,
-    ) -> Result<()> {
-        let before = grads.take(to);
-        let mut there = before.is_some();
-        let mut dx = match before {
-            Some(before) => before,
-            None => Tensor::on_cuda(self.any(self.dtype, self.n * self.cols)?, &[self.n, self.cols]),
-        };
-        if let Some(buffer) = dx.cuda_mut()? {
-            buffer.pointer_mut();
-            if let Some((low, dh)) = low {
-                self.add_branch(buffer, low, dh, there)?;
-                there = true;
-            }
-            self.backward(buffer, dy, there)?;
-        }
-        grads.put(to, dx);
-        Ok(())
+    ) {
+        let Layer { n, out, cols, .. } = *self;
+        let base = Product { a: dy.clone(), b: self.w.clone(), k: out, rows: n, cols };
+        let branch = low.map(|(low, dh)| Product { a: Arc::new(dh), b: low.a, k: low.r, rows: n, cols });
+        grads.add_later(to, std::iter::once(base).chain(branch));
     }
 
-    /// dx (+)= dh·A.
-    fn add_branch(&self, dx: &CudaBuffer, low: &LowRank, dh: &CudaBuffer, add: bool) -> Result<()> {
-        let (to, dh) = (Factor::new(dx, self.n, self.cols), Factor::new(dh, self.n, low.r));
-        self.device.product(to, dh, Factor::new(&low.a, low.r, self.cols), 1.0, add)
+    /// dh·A `[n, in]`.
+    fn branch(&self, low: &LowRank, dh: &CudaBuffer) -> Result<CudaBuffer> {
+        let dx = self.any(self.dtype, self.n * self.cols)?;
+        let (to, dh) = (Factor::new(&dx, self.n, self.cols), Factor::new(dh, self.n, low.r));
+        self.device.product(to, dh, Factor::new(&low.a, low.r, self.cols), 1.0, false)?;
+        Ok(dx)
     }
 }
 
@@ -164,14 +160,9 @@ pub(super) fn forward(
     let layer = Layer::new(&w, x.rows(), x.dtype(), there.device())?;
     let bias = bias_there(bias, tape.params(), &layer)?;
     let shape = [layer.n, layer.out];
-    let with_bias = |y: CudaBuffer| match &bias {
-        None => Ok(y),
-        Some(bias) => finish(&y, layer.out, None, None, Some(bias)),
-    };
+    let with_bias = Finish { bias: bias.as_deref(), ..Finish::default() };
     let Some(lora) = lora else {
-        let y = layer.any(layer.dtype, layer.n * layer.out)?;
-        layer.forward(&y, there, false)?;
-        return Ok((Tensor::on_cuda(with_bias(y)?, &shape), Variant::Plain));
+        return Ok((Tensor::on_cuda(layer.forward(there, None, with_bias)?, &shape), Variant::Plain));
     };
     if let Some(dora) = &lora.dora {
         dora.check_frozen(OP, weight)?;
@@ -182,7 +173,7 @@ pub(super) fn forward(
     let low = LowRank::of(lora, tape.params(), &layer)?;
     let seen = dropped(&mask, there, None)?;
     let h = layer.down(seen.as_ref().unwrap_or(there), &low)?;
-    let y = with_bias(layer.with_update(there, &low, &h)?)?;
+    let y = layer.forward(there, Some((&low, &h)), with_bias)?;
     let saved = LoraSaved { lora: lora.clone(), mask, h: Tensor::on_cuda(h, &[layer.n, low.r]) };
     Ok((Tensor::on_cuda(y, &shape), Variant::Lora(saved)))
 }
@@ -251,17 +242,22 @@ fn dora_forward(
     let dropped = dropped(&mask, x, None)?;
     let seen = dropped.as_ref().unwrap_or(x);
     let h = layer.down(seen, &low)?;
-    let u = layer.with_update(seen, &low, &h)?;
-    let unseen = match &dropped {
-        None => None,
-        Some(dropped) => {
-            let product = layer.any(layer.dtype, n * out)?;
-            layer.forward(&product, &add(x, dropped, -1.0)?, false)?;
-            Some(product)
+    let from_output = bias.is_none() && dropped.is_none();
+    let (u, y) = match from_output {
+        true => {
+            let scale = Finish { scale: Some(&g), ..Finish::default() };
+            (None, layer.forward(x, Some((&low, &h)), scale)?)
+        }
+        false => {
+            let u = layer.forward(seen, Some((&low, &h)), Finish::default())?;
+            let unseen = match &dropped {
+                None => None,
+                Some(dropped) => Some(layer.forward(&add(x, dropped, -1.0)?, None, Finish::default())?),
+            };
+            let y = finish(&u, out, Some(&g), unseen.as_ref(), bias)?;
+            (Some(u), y)
         }
     };
-    let y = Arc::new(finish(&u, out, Some(&g), unseen.as_ref(), bias)?);
-    let from_output = bias.is_none() && dropped.is_none();
     let factor = match from_output {
         false => inverse,
         true => {
@@ -276,7 +272,7 @@ fn dora_forward(
         magnitude: dora.magnitude,
         lora: LoraSaved { lora: lora.clone(), mask, h: Tensor::on_cuda(h, &[n, low.r]) },
         g: Tensor::on_cuda(g, &[out]),
-        u: if from_output { y.clone() } else { Tensor::on_cuda(u, &[n, out]) },
+        u: u.map_or_else(|| y.clone(), |u| Tensor::on_cuda(u, &[n, out])),
         dm_factor: Tensor::on_cuda(factor, &[out]),
     };
     Ok((y, saved))
@@ -308,8 +304,10 @@ pub(super) fn backward(op: LinearBackward, dy: &Tensor, grads: &mut Sink<'_>) ->
     match (op.variant, x) {
         (Variant::Lora(saved), Some(x)) => lora_backward(&saved, &layer, x, dy_there, source, grads),
         (Variant::Dora(saved), Some(x)) => dora_backward(&saved, &layer, x, dy_there, source, grads),
-        _ if source.needs_grad() => layer.add_dx(source, dy_there, None, grads),
-        _ => Ok(()),
+        _ => {
+            layer.add_dx(source, dy_there, None, grads);
+            Ok(())
+        }
     }
 }
 
@@ -328,7 +326,8 @@ fn factor_gradients(
     let dh = layer.any(layer.dtype, n * low.r)?;
     device.product(Factor::new(&dh, *n, low.r), dy, Factor::new(&low.b, *out, low.r), low.s, false)?;
     let db = layer.any(DType::F32, out * low.r)?;
-    device.product(Factor::new(&db, *out, low.r), dy.t(), Factor::new(h, *n, low.r), low.s, false)?;
+    // h has the scale in it.
+    device.product(Factor::new(&db, *out, low.r), dy.t(), Factor::new(h, *n, low.r), 1.0, false)?;
     let da = layer.any(DType::F32, low.r * cols)?;
     let seen = dropped(&saved.mask, x, None)?;
     let x = Factor::new(seen.as_ref().unwrap_or(x), *n, *cols);
@@ -342,7 +341,7 @@ fn lora_backward(
     saved: &LoraSaved,
     layer: &Layer,
     x: &CudaBuffer,
-    dy: &CudaBuffer,
+    dy: &Arc<CudaBuffer>,
     source: From,
     grads: &mut Sink<'_>,
 ) -> Result<()> {
@@ -351,12 +350,12 @@ fn lora_backward(
         return Ok(());
     }
     if saved.mask.is_none() {
-        return layer.add_dx(source, dy, Some((&low, &dh)), grads);
+        layer.add_dx(source, dy, Some((low, dh)), grads);
+        return Ok(());
     }
-    let (base, branch) =
-        (layer.any(layer.dtype, layer.n * layer.cols)?, layer.any(layer.dtype, layer.n * layer.cols)?);
+    let base = layer.any(layer.dtype, layer.n * layer.cols)?;
     layer.backward(&base, dy, false)?;
-    layer.add_branch(&branch, &low, &dh, false)?;
+    let branch = layer.branch(&low, &dh)?;
     let dx = dropped(&saved.mask, &branch, Some(&base))?.unwrap_or(base);
     grads.add(source, Tensor::on_cuda(dx, &[layer.n, layer.cols]))
 }
@@ -365,7 +364,7 @@ fn dora_backward(
     saved: &DoraSaved,
     layer: &Layer,
     x: &CudaBuffer,
-    dy: &CudaBuffer,
+    dy: &Arc<CudaBuffer>,
     source: From,
     grads: &mut Sink<'_>,
 ) -> Result<()> {
@@ -375,15 +374,14 @@ fn dora_backward(
     let u = on("dora", "u", &saved.u, device, layer.dtype)?;
     let dm = column_sums(dy, Some(u), None, Some(factor), out)?;
     grads.add_param(saved.magnitude, Tensor::on_cuda(dm, &[out]))?;
-    let dz = finish(dy, out, Some(g), None, None)?;
+    let dz = Arc::new(finish(dy, out, Some(g), None, None)?);
     if saved.lora.mask.is_none() || !source.needs_grad() {
         return lora_backward(&saved.lora, layer, x, &dz, source, grads);
     }
     let (low, dh) = factor_gradients(&saved.lora, layer, x, &dz, grads)?;
-    let (clean, mut scaled) =
-        (layer.any(layer.dtype, layer.n * layer.cols)?, layer.any(layer.dtype, layer.n * layer.cols)?);
+    let clean = layer.any(layer.dtype, layer.n * layer.cols)?;
     layer.backward(&clean, dy, false)?;
-    layer.add_branch(&scaled, &low, &dh, false)?;
+    let mut scaled = layer.branch(&low, &dh)?;
     layer.backward(&scaled, &dz, true)?;
     crate::ops::elementwise::add_assign(&mut scaled, &clean, -1.0)?;
     let dx = dropped(&saved.lora.mask, &scaled, Some(&clean))?.unwrap_or(clean);

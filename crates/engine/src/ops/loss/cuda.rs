@@ -10,7 +10,8 @@ use crate::ops::elementwise::{args, gather, scatter, suffix};
 use crate::tape::{Sink, Source as From};
 use crate::{DType, FrozenWeight, Tensor};
 
-pub(crate) static SOURCE: Source = Source { name: "loss", text: include_str!("kernel.cu"), variants: &[0] };
+pub(crate) static SOURCE: Source =
+    Source { name: "loss", text: include_str!("kernel.cu"), variants: &[0], hopper: false };
 
 const OP: &str = "linear_cross_entropy";
 

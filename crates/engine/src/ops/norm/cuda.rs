@@ -8,7 +8,8 @@ use crate::ops::elementwise::{args, column_sums, on, suffix};
 use crate::tape::Sink;
 use crate::{DType, FrozenWeight, Tensor};
 
-pub(crate) static SOURCE: Source = Source { name: "norm", text: include_str!("kernel.cu"), variants: &[0] };
+pub(crate) static SOURCE: Source =
+    Source { name: "norm", text: include_str!("kernel.cu"), variants: &[0], hopper: false };
 
 /// Groups longer than this take a block of threads each, others a warp.
 const LONG: usize = 1024;
@@ -73,7 +74,7 @@ pub(super) fn backward(
         return Ok(());
     }
     // Added to what the residual stream has brought, in the same pass.
-    let before = grads.take(op.x_source);
+    let before = grads.take(op.x_source)?;
     let add = before.is_some();
     let mut dx = match before {
         Some(before) => before,

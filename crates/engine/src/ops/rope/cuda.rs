@@ -5,7 +5,8 @@ use crate::cuda::{CudaBuffer, Source};
 use crate::error::Result;
 use crate::ops::elementwise::{args, run, suffix, wide};
 
-pub(crate) static SOURCE: Source = Source { name: "rope", text: include_str!("kernel.cu"), variants: &[0] };
+pub(crate) static SOURCE: Source =
+    Source { name: "rope", text: include_str!("kernel.cu"), variants: &[0], hopper: false };
 
 pub(super) fn rotate(
     x: &CudaBuffer,
