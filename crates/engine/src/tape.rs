@@ -16,6 +16,7 @@ use crate::profile::{self, Pass};
 use crate::rng::Key;
 use crate::{DType, Element, Tensor, dispatch, pool};
 
+mod checkpoint;
 mod deferred;
 
 pub(crate) use deferred::Product;
@@ -209,11 +210,15 @@ pub struct Tape<'p> {
     mode: Mode,
     nodes: Vec<Node>,
     sites: u64,
+    /// Not within a [`checkpoint`](Tape::checkpoint) in the forward pass.
+    recording: bool,
+    /// Whether anything was recorded, or would have been.
+    wanted: bool,
 }
 
 impl<'p> Tape<'p> {
     pub fn new(params: &'p Params, mode: Mode) -> Tape<'p> {
-        Tape { params, mode, nodes: Vec::new(), sites: 0 }
+        Tape { params, mode, nodes: Vec::new(), sites: 0, recording: true, wanted: false }
     }
 
     pub fn params(&self) -> &'p Params {
@@ -259,7 +264,8 @@ impl<'p> Tape<'p> {
         needs_grad: bool,
         op: impl FnOnce() -> B,
     ) -> Var {
-        if !needs_grad || self.mode == Mode::Infer {
+        self.wanted |= needs_grad;
+        if !needs_grad || self.mode == Mode::Infer || !self.recording {
             return Var { value, node: None, recipe: None };
         }
         self.nodes.push(Node { op: Some(Box::new(op())), shape: value.shape().to_vec() });

@@ -119,6 +119,11 @@ impl StepBench {
         &self.params
     }
 
+    /// Computes blocks again in the backward pass instead of keeping them.
+    pub fn set_recomputes(&mut self, recomputes: bool) {
+        self.decoder.set_recomputes(recomputes);
+    }
+
     /// Tokens of a step.
     pub fn tokens(&self) -> usize {
         self.batch.tokens() * self.accumulation

@@ -48,6 +48,7 @@ const FREE_KEYS: &[&str] = &[
     "preprocessing_num_workers",
     "overwrite_cache",
     "device",
+    "gradient_checkpointing",
 ];
 
 /// What loratune writes into an output folder beside checkpoints; only these are removed when it is overwritten.

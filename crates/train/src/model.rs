@@ -173,6 +173,7 @@ impl TrainedModel {
             false => load::decoder(&files, dtypes, &mut params, &trained)?,
         };
         decoder.set_neftune(neftune(config));
+        decoder.set_recomputes(config.gradient_checkpointing);
         let method = match spec {
             None => Method::Whole,
             Some(spec) => {

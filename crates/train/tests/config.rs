@@ -285,3 +285,16 @@ fn the_documentation_of_the_keys_is_the_registry() {
         "docs/configuration.md is out of date: run this test with LORATUNE_UPDATE_SNAPSHOTS=1"
     );
 }
+
+#[test]
+fn gradient_checkpointing_has_three_names() {
+    for (text, want) in [
+        ("", false),
+        ("gradient_checkpointing: true\n", true),
+        ("disable_gradient_checkpointing: true\n", false),
+        ("disable_gradient_checkpointing: false\n", true),
+        ("activation_checkpointing: true\n", true),
+    ] {
+        assert_eq!(load(text, &[]).unwrap().config.gradient_checkpointing, want, "{text}");
+    }
+}

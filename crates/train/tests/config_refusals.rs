@@ -198,11 +198,6 @@ fn keys_of_nobody_and_of_other_tools_are_told_apart() {
              is never hidden",
         ),
         (
-            "gradient_checkpointing: true\n",
-            "run.yaml:4: `gradient_checkpointing` is Hugging Face's; here it is always `false`: recomputing activations \
-             is not there yet",
-        ),
-        (
             "do_train: false\n",
             "run.yaml:4: `do_train` is LLaMA-Factory's; here it is always `true`: `loratune train` trains; use `loratune \
              eval` to evaluate only",

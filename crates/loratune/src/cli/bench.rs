@@ -63,6 +63,9 @@ pub struct BenchStepArgs {
     /// What computes: auto (the first NVIDIA card, else the processor), cpu, cuda, cuda:N.
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Step")]
     pub device: DeviceChoice,
+    /// Compute blocks again in the backward pass instead of keeping them.
+    #[arg(long, help_heading = "Step")]
+    pub gradient_checkpointing: bool,
     /// Steps that are timed, after one that is not.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_1, help_heading = "Step")]
     pub steps: usize,

@@ -87,6 +87,7 @@ fn step(args: &BenchStepArgs, start: Instant) -> Result<()> {
         args.accumulation,
         device,
     )?;
+    bench.set_recomputes(args.gradient_checkpointing);
     let built = start.elapsed().as_secs_f64();
     bench.step()?;
     device.synchronize()?;

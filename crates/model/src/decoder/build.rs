@@ -251,6 +251,7 @@ impl Decoder {
             head: b.head(spec, &embedding)?,
             embedding,
             neftune: None,
+            recomputes: false,
             ropes: Tables::default(),
             spec: spec.clone(),
             dtype: dtypes.activations,

@@ -9,6 +9,7 @@ use crate::batch::Batch;
 use crate::rope::RopeSpec;
 
 /// What turns a pass's tokens in the layers of one rotary embedding.
+#[derive(Clone)]
 pub(super) struct Rotation {
     pub table: Arc<RopeTable>,
     /// The table's row for each token.

@@ -321,6 +321,9 @@ run_config! {
         fp16: bool = false, HuggingFace;
         /// Compute in bfloat16; trained weights stay float32.
         bf16: bool = false, HuggingFace;
+        /// Keep only the inputs of the model's blocks and compute these again in the backward pass: less memory for a third more
+        /// arithmetic, and the same numbers.
+        gradient_checkpointing: bool = false, HuggingFace;
         /// What computes: `auto` (the first NVIDIA card, else the processor), `cpu`, `cuda` or `cuda:N`.
         device: DeviceChoice = DeviceChoice::Auto, Loratune;
         /// Threads for computing.

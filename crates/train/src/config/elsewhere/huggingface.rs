@@ -1,6 +1,6 @@
 //! Keys of transformers' `TrainingArguments` and `Seq2SeqTrainingArguments` (4.40 to 5.23).
 
-use super::Answer::{Lacking, Needless, Never, Only, Use};
+use super::Answer::{Lacking, Needless, Never, Only, Sets, Use};
 use super::Group;
 
 const ONE_PROCESS: &str = "a run is one process";
@@ -9,10 +9,7 @@ const BATCHES: &str = "batches are made in the training process";
 
 pub(super) const KEYS: &[Group] = &[
     (Only(&["false"], "a loss that is not finite is never hidden"), &["logging_nan_inf_filter"]),
-    (
-        Only(&["false"], "recomputing activations is not there yet"),
-        &["gradient_checkpointing", "activation_checkpointing"],
-    ),
+    (Sets("gradient_checkpointing"), &["activation_checkpointing"]),
     (Only(&["true"], "files are safetensors"), &["save_safetensors"]),
     (Needless("no code from a model's folder is ever run"), &["trust_remote_code"]),
     (

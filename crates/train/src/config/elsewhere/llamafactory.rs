@@ -1,6 +1,6 @@
 //! LLaMA-Factory's own keys (0.7.1 and 0.9.5).
 
-use super::Answer::{Lacking, Needless, Never, Only, Sets};
+use super::Answer::{Inverse, Lacking, Needless, Never, Only, Sets};
 use super::Group;
 
 const PREFERENCES: &str = "it is for preferences and rewards; loratune has the stages sft and pt";
@@ -10,7 +10,7 @@ const ONE_PROCESS: &str = "a run is one process";
 pub(super) const KEYS: &[Group] = &[
     (Only(&["true"], "`loratune train` trains; use `loratune eval` to evaluate only"), &["do_train"]),
     (Only(&["false"], "trained weights are kept in float32; use bf16: true"), &["pure_bf16"]),
-    (Only(&["true"], "recomputing activations is not there yet"), &["disable_gradient_checkpointing"]),
+    (Inverse("gradient_checkpointing"), &["disable_gradient_checkpointing"]),
     (Sets("packing"), &["neat_packing"]),
     (Needless("there is one tokenizer"), &["use_fast_tokenizer"]),
     (Needless("weights are mapped from the file in any case"), &["low_cpu_mem_usage", "offload_folder"]),

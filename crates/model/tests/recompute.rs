@@ -1,0 +1,63 @@
+//! Blocks that are computed again in the backward pass: the same numbers as without, for less memory.
+
+use loratune_engine::{DType, Device, cuda};
+use loratune_model::adapter::{AdapterSpec, Targets};
+use loratune_model::bench::{StepBench, spec};
+use loratune_model::decoder::Dtypes;
+use serde_json::json;
+
+/// Losses of three steps, and the adapter after them.
+fn steps(
+    recomputes: bool,
+    targets: &Targets,
+    use_dora: bool,
+    dtype: DType,
+    device: Device,
+) -> (Vec<f64>, Vec<Vec<u64>>) {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 67, "tie_word_embeddings": true, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "max_position_embeddings": 128,
+    });
+    let adapter = AdapterSpec {
+        r: 4,
+        alpha: 8.0,
+        targets: targets.clone(),
+        use_dora,
+        dropout: 0.2,
+        ..AdapterSpec::default()
+    };
+    let model = spec(&config).unwrap();
+    let mut bench = StepBench::new(&model, Dtypes::both(dtype), &adapter, 2, 21, 2, device).unwrap();
+    bench.set_recomputes(recomputes);
+    let losses = (0..3).map(|_| bench.step().unwrap()).collect();
+    let params = bench.params();
+    let bits = |id| params.value(id).to_f64_vec().iter().map(|x: &f64| x.to_bits()).collect();
+    (losses, params.ids().map(bits).collect())
+}
+
+fn same(device: Device) {
+    // Layers before the first adapter have no gradient to bring.
+    let last = Targets::Names(vec!["layers.2.self_attn.q_proj".into(), "layers.1.mlp.up_proj".into()]);
+    for (targets, use_dora) in [(&Targets::AllLinear, false), (&Targets::AllLinear, true), (&last, false)] {
+        for dtype in [DType::F32, DType::BF16] {
+            let [kept, again] = [false, true].map(|r| steps(r, targets, use_dora, dtype, device));
+            assert!(kept == again, "dora {use_dora} in {dtype} on {device}: {:?} {:?}", kept.0, again.0);
+            assert!(kept.0[2] < kept.0[0], "{:?}", kept.0);
+        }
+    }
+}
+
+#[test]
+fn blocks_that_are_computed_again_give_the_same_bytes() {
+    same(Device::Cpu);
+}
+
+#[test]
+fn and_on_a_card() {
+    match cuda::available() {
+        Ok(_) => same(Device::Cuda(0)),
+        Err(why) => println!("skipped: {why}"),
+    }
+}
