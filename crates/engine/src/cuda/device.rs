@@ -371,7 +371,8 @@ impl CudaDevice {
             let (used, (free, total)) = (lock(&self.pool).used, self.memory()?);
             let mib = |bytes: usize| bytes >> 20;
             return Err(self.error(format!(
-                "out of memory: {} MiB are needed beside the {} MiB in use, and of the card's {} MiB {} are free",
+                "out of memory: {} MiB are needed beside the {} MiB in use, and of the card's {} MiB {} are free; \
+                 fewer or shorter rows at a time need less, and so does gradient checkpointing",
                 mib(size),
                 mib(used),
                 mib(total),

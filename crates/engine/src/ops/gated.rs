@@ -123,14 +123,13 @@ impl Backward for GatedBackward {
         "gated"
     }
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
-        let (dgate, dup) = match self.gate.cuda() {
-            Some(gate) => {
-                let there = |what, t| on("gated", what, t, gate.device(), gate.dtype());
-                let (up, dy) = (there("up", &self.up)?, there("the output's gradient", &dy)?);
-                let gradients = cuda::backward(gate, up, dy, self.activation)?;
-                gradients.map(|g| Tensor::on_cuda(g, self.gate.shape())).into()
+        let (dgate, dup) = match self.gate.cuda().is_some() {
+            true => {
+                let (mut gate, mut up) = (self.gate, self.up);
+                cuda::backward(&mut gate, &mut up, &dy, self.activation)?;
+                (gate, up)
             }
-            None => dispatch!(dy.dtype(), E => {
+            false => dispatch!(dy.dtype(), E => {
                 dispatch_curve!(self.activation, A => backward::<E, A>(&self.gate, &self.up, &dy)?)
             }),
         };

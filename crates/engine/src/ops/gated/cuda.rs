@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::Activation;
 use crate::Tensor;
 use crate::cuda::{CudaBuffer, Source};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kept::Recipe;
 use crate::ops::elementwise::{args, on, run, suffix, wide};
 
@@ -37,17 +37,21 @@ pub(super) fn recipe([gate, up]: [&Tensor; 2], activation: Activation) -> Arc<Re
     })
 }
 
-/// The gradients of gate and up.
+/// The gradients of gate and up, in their places: this is where a step needs the most memory.
 pub(super) fn backward(
-    gate: &CudaBuffer,
-    up: &CudaBuffer,
-    dy: &CudaBuffer,
+    gate: &mut Tensor,
+    up: &mut Tensor,
+    dy: &Tensor,
     activation: Activation,
-) -> Result<[CudaBuffer; 2]> {
-    let any = || CudaBuffer::any(gate.device(), gate.dtype(), gate.len());
-    let (dgate, dup) = (any()?, any()?);
-    let args = args![dgate.pointer(), dup.pointer(), gate.pointer(), up.pointer(), dy.pointer(), gate.len()];
+) -> Result<()> {
+    let device = gate.card()?.clone();
+    let dy = on("gated", "the output's gradient", dy, &device, gate.dtype())?;
+    on("gated", "up", up, &device, gate.dtype())?;
+    let (Some(gate), Some(up)) = (gate.cuda_mut()?, up.cuda_mut()?) else {
+        return Err(Error::Invalid("gated: an input on the CPU of an output on a card".into()));
+    };
+    let (dgate, dup) = (gate.pointer_mut(), up.pointer_mut());
+    let args = args![dgate, dup, dgate, dup, dy.pointer(), gate.len()];
     let tasks = gate.len().div_ceil(wide(gate.dtype()));
-    run(gate.device(), &SOURCE, &name("backward", activation, gate)?, tasks, args)?;
-    Ok([dgate, dup])
+    run(&device, &SOURCE, &name("backward", activation, gate)?, tasks, args)
 }
