@@ -412,7 +412,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         return ((int)last - tile.row + STRIP - 1) / STRIP;
     };
     if (threadIdx.x < 128) {
-        fewer_registers<40>();
+        fewer_registers<24>();
         if (threadIdx.x >= 32) return;
         int lane = threadIdx.x;
         Ring<2> of_k;
@@ -459,7 +459,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                 }
         }
     }
-    more_registers<232>();
+    more_registers<240>();
     int half = (threadIdx.x >> 7) - 1, warp = (threadIdx.x >> 5) & 3, lane = threadIdx.x & 31;
     Ring<2> of_k;
     Ring<STAGES> of_q;
@@ -483,7 +483,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                 continue;
             }
             float s[STRIP / 8][4], dp[STRIP / 8][4];
-            u32 p[STRIP / 16][4];
+            u32 p[STRIP / 16][4], ds[STRIP / 16][4];
             u32 at = queries + stage * bytes(STRIP), at_gradients = gradients + stage * bytes(STRIP);
             products_begin();
             scores<STRIP>(s, own, at);
@@ -498,33 +498,34 @@ extern "C" __global__ void __launch_bounds__(384, 1)
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
                     int row = query + n * 8 + (lane & 3) * 2 + (j & 1);
-                    float slope, x = s[n][j];
-                    x = probability(x, j & 1 ? of_rows.y : of_rows.x, slope, o);
-                    if (!whole && (hidden(row, key + (j >> 1) * 8, tile.end, o) || row >= tile.end)) x = 0.f;
-                    s[n][j] = x;
+                    float slope;
+                    s[n][j] = probability(s[n][j], j & 1 ? of_rows.y : of_rows.x, slope, o);
+                    if (!whole && (hidden(row, key + (j >> 1) * 8, tile.end, o) || row >= tile.end)) s[n][j] = 0.f;
                 }
             }
             rounded<STRIP>(p, s);
-            // The raw scores are gone: with a cap, its slope comes from the probability.
-            products_begin();
-            weighted<STRIP>(of_values, p, at_gradients);
-            products_end();
-            products_done<1>();
-            u32 ds[STRIP / 16][4];
+            products_done<0>();
 #pragma unroll
             for (int n = 0; n < STRIP / 8; n++) {
                 float2 delta = *(float2*)&numbers[stage][1][n * 8 + (lane & 3) * 2];
-                float2 of_rows = *(float2*)&numbers[stage][0][n * 8 + (lane & 3) * 2];
 #pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    float x = s[n][j] * (dp[n][j] - (j & 1 ? delta.y : delta.x));
-                    if (o.cap > 0.f && s[n][j] > 0.f)
-                        x *= soft_cap_slope((log2f(s[n][j]) + (j & 1 ? of_rows.y : of_rows.x)) * LN2, o.cap);
-                    dp[n][j] = x;
+                for (int j = 0; j < 4; j++) dp[n][j] = s[n][j] * (dp[n][j] - (j & 1 ? delta.y : delta.x));
+            }
+            if (o.cap > 0.f) {
+                // The scores are gone: the cap's slope comes from the probabilities.
+#pragma unroll
+                for (int n = 0; n < STRIP / 8; n++) {
+                    float2 of_rows = *(float2*)&numbers[stage][0][n * 8 + (lane & 3) * 2];
+#pragma unroll
+                    for (int j = 0; j < 4; j++)
+                        if (s[n][j] > 0.f)
+                            dp[n][j] *= soft_cap_slope((log2f(s[n][j]) + (j & 1 ? of_rows.y : of_rows.x)) * LN2, o.cap);
                 }
             }
             rounded<STRIP>(ds, dp);
+            // Together: products that are under way while other registers are written would be run one by one.
             products_begin();
+            weighted<STRIP>(of_values, p, at_gradients);
             weighted<STRIP>(of_keys, ds, at);
             products_end();
             products_done<0>();
