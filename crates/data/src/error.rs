@@ -71,7 +71,7 @@ pub enum DataError {
     #[error("{file}:{line}: {message}")]
     BrokenTable { file: String, line: usize, message: String },
     /// A Parquet or Arrow file.
-    #[error("{file}: cannot be read: {message}")]
+    #[error("{file}: cannot be read: {message}; if it was cut off on its way, fetch or write it again")]
     BrokenColumns { file: String, message: String },
     /// Tokenised rows that cannot be kept.
     #[error(

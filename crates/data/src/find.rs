@@ -178,6 +178,17 @@ impl<'a> Finder<'a> {
                 None => String::new(),
             };
         }
+        if hint.is_empty() {
+            let files =
+                std::fs::read_dir(&self.dataset_dir).into_iter().flatten().flatten().map(|e| e.path());
+            let names: Vec<String> = files
+                .filter(|path| path.is_dir() || crate::read::is_data_file(path))
+                .filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned()))
+                .collect();
+            if let Some(near) = nearest(name, names.iter().map(String::as_str)) {
+                hint = format!("; did you mean `{near}`?");
+            }
+        }
         if hint.is_empty() && Path::new(name).components().count() > 1 {
             // A path: reading it says what is there instead.
             if let Err(e @ DataError::Missing { .. }) = DatasetSource::new(name).resolve() {

@@ -206,3 +206,13 @@ print("written")
         read_source(&none).unwrap_err().to_string().contains("there is no split `dev`; it holds train, test")
     );
 }
+
+#[test]
+fn a_misspelt_dataset_is_told_the_nearest_file() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("alpaca_gpt4_en.jsonl"), "{\"text\": \"a\"}\n").unwrap();
+    let mut finder = loratune_data::Finder::new(&folder.path().display().to_string(), None).unwrap();
+    let error = finder.find("alpaca_gpt4_eng").unwrap_err().to_string();
+    assert!(error.contains("did you mean `alpaca_gpt4_en`?"), "{error}");
+    assert!(!finder.find("quite_another").unwrap_err().to_string().contains("did you mean"));
+}

@@ -213,7 +213,8 @@ run_config! {
         /// Draw `training_loss.png` and `.svg`, `training_eval_loss.png`, `training_eval_accuracy.png` (LLaMA-Factory's default is
         /// false).
         plot_loss: bool = true, LlamaFactory;
-        /// `tensorboard` or `none` (Hugging Face's default is none); `all` is what there is: tensorboard.
+        /// `tensorboard` or `none` (Hugging Face's default is none); `all` is what there is: tensorboard. W&B documents no format that
+        /// other programs may write, and has a library for Python only.
         report_to: Vec<Reporter> = vec![Reporter::TensorBoard], HuggingFace;
     }
     "Hub" {
