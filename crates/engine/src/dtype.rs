@@ -70,9 +70,6 @@ pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + PartialEq + 
     fn same<E: Element>(slice: &[E]) -> Option<&[Self]>;
     /// The elements, if they are bf16.
     #[doc(hidden)]
-    fn as_bf16(slice: &mut [Self]) -> Option<&mut [bf16]>;
-    /// The same of elements that are only read.
-    #[doc(hidden)]
     fn bf16s(slice: &[Self]) -> Option<&[bf16]>;
     /// The nearest bf16 number's bits.
     #[doc(hidden)]
@@ -89,7 +86,7 @@ pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + PartialEq + 
 }
 
 macro_rules! element {
-    ($t:ty, $acc:ty, $dtype:ident, $operand:ident, $to:expr, $from:expr, $bf16:expr, $as_bf16:expr, $bf16s:expr) => {
+    ($t:ty, $acc:ty, $dtype:ident, $operand:ident, $to:expr, $from:expr, $bf16:expr, $bf16s:expr) => {
         impl Element for $t {
             type Acc = $acc;
             const DTYPE: DType = DType::$dtype;
@@ -108,9 +105,6 @@ macro_rules! element {
             fn same<E: Element>(slice: &[E]) -> Option<&[Self]> {
                 // SAFETY: the two types are one.
                 (E::DTYPE == Self::DTYPE).then(|| unsafe { &*(std::ptr::from_ref(slice) as *const [Self]) })
-            }
-            fn as_bf16(slice: &mut [Self]) -> Option<&mut [bf16]> {
-                $as_bf16(slice)
             }
             fn bf16s(slice: &[Self]) -> Option<&[bf16]> {
                 $bf16s(slice)
@@ -149,9 +143,9 @@ macro_rules! element {
     };
 }
 
-element!(f64, f64, F64, F64, |x| x, |x| x, |x| round_to_bf16(x as f32).to_bits(), |_| None, |_| None);
-element!(f32, f32, F32, F32, |x| x, |x| x, |x| round_to_bf16(x).to_bits(), |_| None, |_| None);
-element!(bf16, f32, BF16, Bf16, widen, round_to_bf16, bf16::to_bits, Some, Some);
+element!(f64, f64, F64, F64, |x| x, |x| x, |x| round_to_bf16(x as f32).to_bits(), |_| None);
+element!(f32, f32, F32, F32, |x| x, |x| x, |x| round_to_bf16(x).to_bits(), |_| None);
+element!(bf16, f32, BF16, Bf16, widen, round_to_bf16, bf16::to_bits, Some);
 
 #[inline(always)]
 fn widen(x: bf16) -> f32 {

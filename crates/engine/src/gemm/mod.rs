@@ -4,6 +4,8 @@
 //! sum, and so is the gradient that reaches an input from several projections, so that no second pass over the result is
 //! needed. Where the processor has AVX2 or AVX-512 the [kernels] are our own, elsewhere (and in f64) the `gemm` crate's.
 
+#[cfg(target_arch = "x86_64")]
+mod beside;
 mod few;
 mod kernels;
 mod pack;
@@ -276,6 +278,13 @@ pub(crate) fn sum_of_products<E: Element>(
     let has = |dtype| terms.iter().any(|t| t.a.dtype() == dtype || t.b.dtype() == dtype);
     if E::DTYPE == DType::F64 || has(DType::F64) {
         return portable::sum_of_products(c, add, terms, finish, threads);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if beside::takes(&c, terms) {
+        return match isa() {
+            Isa::Amx => beside::sum_of_products::<kernels::amx::Bf16, E>(c, add, terms, finish, threads),
+            _ => beside::sum_of_products::<kernels::avx512::Bf16, E>(c, add, terms, finish, threads),
+        };
     }
     #[cfg(target_arch = "x86_64")]
     if thin::takes(&c, terms) {

@@ -25,7 +25,7 @@ enum Second<'a> {
 }
 
 /// A row-major matrix or its transpose, owned.
-struct Matrix<E> {
+pub(super) struct Matrix<E> {
     data: Vec<E>,
     rows: usize,
     cols: usize,
@@ -55,7 +55,31 @@ impl<E: Element> Matrix<E> {
         }
     }
 
-    fn mat(&self) -> Mat<'_, E> {
+    /// b `[k, n]` through each of `parts`, side by side, and zeros up to `cols` columns, in the orientation that b has in
+    /// memory.
+    pub fn beside(b: Mat<'_, impl Element>, parts: &[Half], cols: usize) -> Matrix<E> {
+        let (k, n, transposed) = (b.rows, b.cols, !b.is_row_major());
+        let mut data = pool::any::<E>(k * cols);
+        match transposed {
+            false => halves(parts, b.data, b.row_stride, n, 1.0, &mut data, cols),
+            true => {
+                for (to, &part) in data.chunks_exact_mut((n * k).max(1)).zip(parts) {
+                    halves(&[part], b.data, b.col_stride, k, 1.0, to, k);
+                }
+                data[parts.len() * n * k..].fill(E::default());
+            }
+        }
+        match transposed {
+            false => Matrix { data, rows: k, cols, transposed },
+            true => Matrix { data, rows: cols, cols: k, transposed },
+        }
+    }
+
+    pub fn give_back(self) {
+        pool::keep(self.data);
+    }
+
+    pub fn mat(&self) -> Mat<'_, E> {
         let mat = Mat::new(&self.data, self.rows, self.cols);
         if self.transposed { mat.t() } else { mat }
     }
@@ -190,7 +214,7 @@ impl<'a, K: Kernel> Segment<'a, K> {
             pool::keep(a);
         }
         if let Second::Bf16(b) = self.b {
-            pool::keep(b.data);
+            b.give_back();
         }
     }
 
@@ -199,18 +223,29 @@ impl<'a, K: Kernel> Segment<'a, K> {
         self.a[i * self.a_stride + word * K::PAIR..].as_ptr()
     }
 
-    /// Packs the panel of columns `[first, first + cols)` and words `[word, word + words)` into `panel`
-    /// `[words][vectors][LANES]`; what lies outside b is 0.
+    /// Packs words `[word, word + words)` of panels `[(first, cols)]` that lie side by side, each `[words][width]`, one after
+    /// the other; what lies outside b is 0.
     ///
     /// # Safety
-    /// The processor has the kernel's instructions, and `panel` has as many words.
-    pub unsafe fn pack(&self, word: usize, words: usize, first: usize, cols: usize, panel: &mut [u32]) {
+    /// The processor has the kernel's instructions, and `to` has a part of `words · width` words for each panel.
+    pub unsafe fn pack(&self, word: usize, words: usize, panels: &[[usize; 2]], to: &mut [&mut [u32]]) {
         each_type!(self.b.operand(), b => {
             // SAFETY: the caller's promise.
             unsafe { K::within(|| if b.is_row_major() {
-                pack_rows::<K, _>(&b, word, words, first, cols, panel)
+                // All columns of some rows before the next ones: memory is read as it lies.
+                const WORDS: usize = 16;
+                for at in (0..words).step_by(WORDS) {
+                    let here = WORDS.min(words - at);
+                    for (&[first, cols], to) in panels.iter().zip(&mut *to) {
+                        let width = to.len() / words;
+                        let to = &mut to[at * width..(at + here) * width];
+                        pack_rows::<K, _>(&b, word + at, here, first, cols, to);
+                    }
+                }
             } else {
-                pack_columns::<K, _>(&b, word, words, first, cols, panel)
+                for (&[first, cols], to) in panels.iter().zip(to) {
+                    pack_columns::<K, _>(&b, word, words, first, cols, to);
+                }
             }) }
         })
     }
@@ -239,6 +274,19 @@ fn rows<'a, K: Kernel>(a: Operand<'_>, parts: &[Half], scale: f32) -> (Cow<'a, [
     (Cow::Owned(copy), stride)
 }
 
+/// The rows of each of `parts` of a, one part after the other, filled up with zeros to `stride`.
+pub(super) fn split_rows<A: Element, E: Element>(a: &Mat<'_, A>, parts: &[Half], stride: usize) -> Vec<E> {
+    let (m, k) = (a.rows, a.cols);
+    let mut copy = pool::any::<E>(parts.len() * m * stride);
+    for (&part, copy) in parts.iter().zip(copy.chunks_exact_mut((m * stride).max(1))) {
+        match a.is_row_major() {
+            true => halves(&[part], a.data, a.row_stride, k, 1.0, copy, stride),
+            false => turned(a, &[part], 1.0, copy, stride),
+        }
+    }
+    copy
+}
+
 /// The same of a matrix whose columns have their elements side by side, some columns at a time.
 fn turned<A: Element, Of: Element>(
     a: &Mat<'_, A>,
@@ -249,16 +297,20 @@ fn turned<A: Element, Of: Element>(
 ) {
     use rayon::prelude::*;
     const ROWS: usize = 16;
+    const COLS: usize = 64;
     let k = a.cols;
     copy.par_chunks_mut(ROWS * stride.max(1)).enumerate().for_each(|(block, copy)| {
         let (first, rows) = (block * ROWS, copy.len() / stride.max(1));
-        let mut column = [Of::default(); ROWS];
-        let column = &mut column[..rows];
-        for (p, &part) in parts.iter().enumerate() {
-            for l in 0..k {
-                half_of(part, &a.data[l * a.col_stride + first..][..rows], scale, column);
-                for (i, &x) in column.iter().enumerate() {
-                    copy[i * stride + p * k + l] = x;
+        let mut square = [[0f32; COLS]; ROWS];
+        for l in (0..k).step_by(COLS) {
+            let cols = COLS.min(k - l);
+            for j in 0..cols {
+                let column = &a.data[(l + j) * a.col_stride + first..][..rows];
+                square.iter_mut().zip(column).for_each(|(row, x)| row[j] = x.to_acc().f64() as f32);
+            }
+            for (row, copy) in square.iter().zip(copy.chunks_exact_mut(stride.max(1))) {
+                for (p, &part) in parts.iter().enumerate() {
+                    half_of(part, &row[..cols], scale, &mut copy[p * k + l..][..cols]);
                 }
             }
         }

@@ -26,6 +26,23 @@ fn paths<E: Element>() -> Vec<(&'static str, Path<E>)> {
         if best >= Isa::Avx512 && E::DTYPE != DType::F64 {
             paths.push(("thin", thin));
         }
+        let beside: [(Isa, &'static str, Path<E>); 2] = [
+            (Isa::Avx512Bf16, "beside in avx512bf16", |c, add, terms, finish, threads| {
+                match beside::takes(&c, terms) {
+                    true => {
+                        beside::sum_of_products::<kernels::avx512::Bf16, E>(c, add, terms, finish, threads)
+                    }
+                    false => sum_of_products(c, add, terms, finish, threads),
+                }
+            }),
+            (Isa::Amx, "beside in amx", |c, add, terms, finish, threads| match beside::takes(&c, terms) {
+                true => beside::sum_of_products::<kernels::amx::Bf16, E>(c, add, terms, finish, threads),
+                false => sum_of_products(c, add, terms, finish, threads),
+            }),
+        ];
+        if E::DTYPE != DType::F64 {
+            paths.extend(beside.into_iter().filter(|t| t.0 <= best).map(|t| (t.1, t.2)));
+        }
         paths.extend(tiles.into_iter().filter(|t| t.0 <= best).map(|t| (t.1, t.2)));
     }
     paths
@@ -143,7 +160,7 @@ fn check<E: Element>(shape: [usize; 3], types: [DType; 2], second: Option<[DType
     }
 }
 
-const SHAPES: [[usize; 3]; 9] = [
+const SHAPES: [[usize; 3]; 11] = [
     [1, 1, 1],
     [3, 5, 7],
     [17, 1, 33],
@@ -153,6 +170,8 @@ const SHAPES: [[usize; 3]; 9] = [
     [13, 81, 64],
     [50, 100, 37],
     [9, 33, 2100],
+    [70, 20, 100],
+    [24, 90, 200],
 ];
 
 #[test]
@@ -162,6 +181,8 @@ fn products_equal_the_definition_for_any_type_layout_and_path() {
         check::<f32>(shape, [F32, F32], None);
         check::<f32>(shape, [F32, BF16], Some([F32, F32]));
         check::<f32>(shape, [BF16, F32], Some([BF16, F32]));
+        check::<f32>(shape, [BF16, F32], None);
+        check::<bf16>(shape, [F32, BF16], None);
         check::<bf16>(shape, [BF16, BF16], Some([F32, F32]));
         check::<bf16>(shape, [BF16, BF16], Some([F32, BF16]));
         check::<f32>(shape, [BF16, BF16], Some([BF16, F32]));

@@ -20,10 +20,15 @@ use crate::{Element, Real};
 const TILE_WORDS: usize = 1024;
 /// Rows of a task, at most: their sums lie in memory where k takes several passes.
 const MAX_ROWS: usize = 2048;
-/// Bytes of the panels that a task packs before rows pass by, at most: a quarter of a second-level cache.
-const GROUP_BYTES: usize = 512 << 10;
-/// Rows that pass by all panels of a task before the next ones do: they stay in the second-level cache.
-const ROW_BLOCK: usize = 192;
+/// Bytes of the panels that a task packs before rows pass by, at most: more than half of a second-level cache.
+const GROUP_BYTES: usize = 1280 << 10;
+/// Bytes of the rows that pass by all panels of a task before the next ones do: they stay in the second-level cache, too.
+const ROW_BYTES: usize = 224 << 10;
+/// Rows that are too few to pay for panels that lie in cache for them.
+const THIN: usize = 64;
+/// Words of k that a pass takes where rows are few: what is packed is used once, so the parts of b's rows that are read at a
+/// time should be long.
+const THIN_WORDS: usize = 64;
 
 /// A part of k that lies in one segment.
 #[derive(Clone, Copy)]
@@ -33,11 +38,11 @@ struct Block {
     words: usize,
 }
 
-/// All of k, in passes that fit into a panel of so many words.
-fn passes<K: Kernel>(segments: &[Segment<'_, K>]) -> Vec<Vec<Block>> {
+/// All of k, in passes of so many words at most.
+fn passes<K: Kernel>(segments: &[Segment<'_, K>], most: usize) -> Vec<Vec<Block>> {
     let all: usize = segments.iter().map(|s| s.words).sum();
     // As even as may be.
-    let panel_words = all.div_ceil(all.div_ceil(K::PASS_WORDS).max(1)).next_multiple_of(K::UNIT);
+    let panel_words = all.div_ceil(all.div_ceil(most).max(1)).next_multiple_of(K::UNIT);
     let mut passes = vec![Vec::new()];
     let mut left = panel_words;
     for (segment, s) in segments.iter().enumerate() {
@@ -136,9 +141,10 @@ fn tasks<K: Kernel>(m: usize, panels: &[Columns], words: usize, threads: Threads
         Threads::All if rayon::current_num_threads() == 1 => 1,
         Threads::All => rayon::current_num_threads() * K::TASKS_PER_THREAD,
     };
-    let panel_bytes = 4 * K::VECTORS * K::LANES * words.min(K::PASS_WORDS);
+    let panel_bytes = 4 * K::VECTORS * K::LANES * words;
     let most = (GROUP_BYTES / panel_bytes.max(1)).clamp(1, K::GROUP);
-    let groups = panels.len().div_ceil(most).max(wanted.min(panels.len()));
+    // As many for each thread.
+    let groups = panels.len().div_ceil(most).next_multiple_of(wanted).min(panels.len());
     let group = |g: usize| panels.len() * g / groups..panels.len() * (g + 1) / groups;
     let parts = wanted.div_ceil(groups).max(m.div_ceil(MAX_ROWS));
     // Whole tiles, but for the last.
@@ -164,8 +170,10 @@ pub(super) fn sum_of_products<K: Kernel, E: Element>(
     let (m, n) = (c.rows, c.cols);
     let to = Destination { data: c.data.as_mut_ptr(), stride: c.stride };
     let panels = columns::<K>(n);
-    let words = segments.iter().map(|s| s.words).sum();
-    let product = Product { segments: &segments, passes: passes(&segments), panels: &panels, add, finish };
+    let pass_words = if m <= THIN { THIN_WORDS } else { K::PASS_WORDS };
+    let words = segments.iter().map(|s| s.words).sum::<usize>().min(pass_words);
+    let passes = passes(&segments, pass_words);
+    let product = Product { segments: &segments, passes, panels: &panels, add, finish };
     let work = |task: &Task| {
         SCRATCH.with_borrow_mut(|scratch| {
             // SAFETY: the kernel was chosen for this processor; tasks cover disjoint parts of c.
@@ -209,8 +217,9 @@ impl<K: Kernel, R: Real> Product<'_, K, R> {
             // SAFETY: the caller's promise.
             unsafe { self.pack(pass, panels, packed) };
             let rows = task.rows.clone();
-            for block in rows.clone().step_by(ROW_BLOCK) {
-                let block = block..rows.end.min(block + ROW_BLOCK);
+            let at_a_time = (ROW_BYTES / (4 * depth.max(1))).clamp(96, 192) / 96 * 96;
+            for block in rows.clone().step_by(at_a_time) {
+                let block = block..rows.end.min(block + at_a_time);
                 // Words of a panel's columns, and of its sums of all rows, that lie before it.
                 let mut before = 0;
                 for columns in panels {
@@ -237,19 +246,30 @@ impl<K: Kernel, R: Real> Product<'_, K, R> {
         }
     }
 
-    /// All panels of a pass, one after the other.
+    /// All panels of a pass, one after the other, block after block in each.
     ///
     /// # Safety
     /// The processor has the kernel's instructions.
-    unsafe fn pack(&self, pass: &[Block], panels: &[Columns], mut packed: &mut [u32]) {
+    unsafe fn pack(&self, pass: &[Block], panels: &[Columns], packed: &mut [u32]) {
+        let depth: usize = pass.iter().map(|b| b.words).sum();
+        let places: Vec<[usize; 2]> = panels.iter().map(|p| [p.first, p.cols]).collect();
+        let mut rest = packed;
+        let mut left: Vec<&mut [u32]> = Vec::with_capacity(panels.len());
         for columns in panels {
-            for block in pass {
-                let own;
-                (own, packed) = packed.split_at_mut(block.words * columns.vectors * K::LANES);
-                let segment = &self.segments[block.segment];
-                // SAFETY: the caller's promise.
-                unsafe { segment.pack(block.word, block.words, columns.first, columns.cols, own) };
+            let own;
+            (own, rest) = rest.split_at_mut(depth * columns.vectors * K::LANES);
+            left.push(own);
+        }
+        for block in pass {
+            let mut own: Vec<&mut [u32]> = Vec::with_capacity(panels.len());
+            for (columns, left) in panels.iter().zip(&mut left) {
+                let (here, after) =
+                    std::mem::take(left).split_at_mut(block.words * columns.vectors * K::LANES);
+                own.push(here);
+                *left = after;
             }
+            // SAFETY: the caller's promise; each panel has room for the block.
+            unsafe { self.segments[block.segment].pack(block.word, block.words, &places, &mut own) };
         }
     }
 
@@ -290,16 +310,19 @@ impl<K: Kernel, R: Real> Product<'_, K, R> {
     ) {
         let plain = !self.add && self.finish.scale.is_none() && self.finish.bias.is_none();
         let width = vectors * K::LANES;
+        if plain && E::DTYPE == crate::DType::BF16 {
+            // SAFETY: the task's own rows and columns, of bf16; the sums of a row lie `width` after the one before.
+            return unsafe {
+                let to = (to.data.add(rows.start * to.stride + first).cast::<half::bf16>(), to.stride);
+                K::round([rows.len(), cols], sums, width, to.0, to.1)
+            };
+        }
         for (i, row) in rows.enumerate() {
             // SAFETY: the task's own rows and columns; the sums of a row lie `width` after the one before.
             let (to, sums) =
                 unsafe { (to.part(row, first, cols), std::slice::from_raw_parts(sums.add(i * width), cols)) };
             // SAFETY: the caller's promise.
-            match plain.then(|| E::as_bf16(to)).flatten() {
-                Some(to) => unsafe { K::round(sums, to) },
-                // SAFETY: as above.
-                None => unsafe { K::within(|| self.finish.sums(sums, to, first, self.add)) },
-            }
+            unsafe { K::within(|| self.finish.sums(sums, to, first, self.add)) }
         }
     }
 }

@@ -151,8 +151,8 @@ impl Kernel for Bf16 {
     const UNIT: usize = SIDE;
     const VECTORS: usize = 2;
     const PASS_WORDS: usize = 1024;
-    const GROUP: usize = 8;
-    const TASKS_PER_THREAD: usize = 2;
+    const GROUP: usize = 32;
+    const TASKS_PER_THREAD: usize = 1;
 
     fn rows(_: usize) -> usize {
         2 * SIDE
@@ -213,9 +213,9 @@ impl Kernel for Bf16 {
         unsafe { avx512::Bf16::transpose(words, b, stride, panel, step) }
     }
 
-    unsafe fn round(sums: &[f32], to: &mut [bf16]) {
+    unsafe fn round(shape: [usize; 2], sums: *const f32, width: usize, to: *mut bf16, stride: usize) {
         // SAFETY: the caller's promise.
-        unsafe { avx512::Bf16::round(sums, to) }
+        unsafe { avx512::Bf16::round(shape, sums, width, to, stride) }
     }
 
     unsafe fn within<T>(f: impl FnOnce() -> T) -> T {

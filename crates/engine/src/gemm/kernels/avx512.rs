@@ -83,9 +83,9 @@ impl Kernel for Bf16 {
     const PAIR: usize = 2;
     const LANES: usize = 16;
 
-    unsafe fn round(sums: &[f32], to: &mut [bf16]) {
+    unsafe fn round(shape: [usize; 2], sums: *const f32, width: usize, to: *mut bf16, stride: usize) {
         // SAFETY: the caller's promise.
-        unsafe { round(sums, to) }
+        unsafe { round(shape, sums, width, to, stride) }
     }
 
     fn rows(vectors: usize) -> usize {
@@ -212,18 +212,21 @@ thin!(thin_bf16, bf16, |at, mask| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_m
     _mm256_maskz_loadu_epi16(mask, at.cast())
 ))));
 
-#[target_feature(enable = "avx512f,avx512vl,avx512bf16")]
-fn round(sums: &[f32], to: &mut [bf16]) {
-    let (parts, rest) = (sums.chunks_exact(16), sums.chunks_exact(16).remainder());
-    let (whole, tail) = to.split_at_mut(sums.len() - rest.len());
-    for (to, sums) in whole.chunks_exact_mut(16).zip(parts) {
-        // SAFETY: both have 16 elements.
-        unsafe {
-            let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(_mm512_loadu_ps(sums.as_ptr())));
-            _mm256_storeu_si256(to.as_mut_ptr().cast(), rounded);
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn round([rows, cols]: [usize; 2], sums: *const f32, width: usize, to: *mut bf16, stride: usize) {
+    for i in 0..rows {
+        for j in (0..cols).step_by(32) {
+            let mask = u32::MAX >> (32 - 32.min(cols - j));
+            // SAFETY: the masks leave out what lies beyond the columns; the rest is the caller's promise.
+            unsafe {
+                let (low, high) = (sums.add(i * width + j), sums.wrapping_add(i * width + j + 16));
+                let low = _mm512_maskz_loadu_ps(mask as __mmask16, low);
+                let high = _mm512_maskz_loadu_ps((mask >> 16) as __mmask16, high);
+                let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_mask_storeu_epi16(to.add(i * stride + j).cast(), mask, rounded);
+            }
         }
     }
-    tail.iter_mut().zip(rest).for_each(|(to, &x)| *to = bf16::from_f32(x));
 }
 
 #[target_feature(enable = "avx512f")]

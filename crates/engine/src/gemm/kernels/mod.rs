@@ -78,12 +78,23 @@ pub(super) trait Kernel: Copy + Send + Sync + 'static {
     /// The processor has the kernel's instructions, and all have one length (`high` may be empty).
     unsafe fn interleave(low: &[Self::Of], high: &[Self::Of], words: &mut [u32]);
 
-    /// Rounds sums to bf16.
+    /// Rounds sums `[rows, cols]`, whose rows lie `width` apart, to bf16 whose rows lie `stride` apart.
     ///
     /// # Safety
-    /// The processor has the kernel's instructions.
-    unsafe fn round(sums: &[f32], to: &mut [half::bf16]) {
-        to.iter_mut().zip(sums).for_each(|(to, &x)| *to = half::bf16::from_acc(x));
+    /// The processor has the kernel's instructions, and both pointers have so many rows.
+    unsafe fn round(
+        [rows, cols]: [usize; 2],
+        sums: *const f32,
+        width: usize,
+        to: *mut half::bf16,
+        stride: usize,
+    ) {
+        for i in 0..rows {
+            for j in 0..cols {
+                // SAFETY: the caller's promise.
+                unsafe { *to.add(i * stride + j) = half::bf16::from_acc(*sums.add(i * width + j)) }
+            }
+        }
     }
 
     /// Runs the loops around the tiles compiled for the same instructions.
