@@ -14,7 +14,7 @@ use crate::{DType, Element};
 const LEAST_BYTES: usize = 64 << 10;
 
 /// Kept whatever is asked for: sizes that one half of a step leaves behind are those that the other asks for.
-const SLACK_BYTES: usize = 256 << 20;
+const SLACK_BYTES: usize = 512 << 20;
 
 #[derive(Default)]
 struct Pool {
@@ -97,10 +97,30 @@ pub(crate) fn any<E: Element>(n: usize) -> Vec<E> {
         }
     };
     drop(given_up);
-    let mut vec = found.unwrap_or_else(|| vec![E::default(); class]);
+    let mut vec = found.unwrap_or_else(|| {
+        let fresh = vec![E::default(); class];
+        in_huge_pages(&fresh);
+        fresh
+    });
     vec.truncate(n);
     vec
 }
+
+/// Asks the system for pages of 2 MiB behind a large vector that nothing was written to yet: 512 page faults become one. Where
+/// the system has none, all stays as it is.
+#[cfg(target_os = "linux")]
+fn in_huge_pages<E>(vec: &[E]) {
+    const PAGE: usize = 2 << 20;
+    let range = vec.as_ptr_range();
+    let (start, end) = ((range.start as usize).next_multiple_of(PAGE), range.end as usize / PAGE * PAGE);
+    if start < end {
+        // SAFETY: the pages lie inside the vector, and advice changes no contents.
+        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn in_huge_pages<E>(_: &[E]) {}
 
 /// n zeros.
 pub(crate) fn zeros<E: Element>(n: usize) -> Vec<E> {

@@ -15,7 +15,7 @@ use crate::pool;
 use crate::{ParamId, Real, Tensor};
 
 /// Logits that are in memory at a time: rows × vocabulary elements.
-const CHUNK_LOGITS: usize = 16 << 20;
+const CHUNK_LOGITS: usize = 25 << 20;
 
 #[derive(Default)]
 pub(super) struct Sums {
@@ -69,7 +69,9 @@ impl<'a, R: Real> Run<'a, R> {
 
     pub fn all(&mut self, targets: &[usize]) -> Result<()> {
         let copies = self.adapter.as_ref().map_or(1, HeadAdapter::copies_of_outputs);
-        let chunk = (CHUNK_LOGITS / copies / self.vocabulary.max(1)).clamp(16, 1024);
+        let most = (CHUNK_LOGITS / copies / self.vocabulary.max(1)).clamp(16, 1024);
+        // Of one size, so that each chunk finds the memory of the one before.
+        let chunk = targets.len().div_ceil(targets.len().div_ceil(most).max(1)).max(1);
         for (c, targets) in targets.chunks(chunk).enumerate() {
             self.chunk(c * chunk..c * chunk + targets.len(), targets)?;
         }
