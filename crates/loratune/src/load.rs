@@ -225,13 +225,19 @@ pub fn render(template: &ChatTemplate, messages: &[Message]) -> Result<String> {
     Ok(render_chat(template, messages, None, true, &Default::default())?)
 }
 
-/// Starts the threads that compute; to be called before anything else does.
+/// Starts the threads that compute and runs a command on one of them: a thread outside would have to wake one and to fall
+/// asleep for every product.
 ///
 /// # Errors
-/// If the system refuses them.
-pub fn start_threads(global: &Global) -> Result<()> {
-    if let Some(n) = global.threads {
-        rayon::ThreadPoolBuilder::new().num_threads(n).build_global()?;
+/// The command's, or if the system refuses the threads.
+pub fn on_threads<T: Send>(global: &Global, command: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    // As much as a main thread has.
+    const STACK: usize = 8 << 20;
+    let threads = rayon::ThreadPoolBuilder::new().stack_size(STACK);
+    match global.threads {
+        Some(n) => threads.num_threads(n),
+        None => threads,
     }
-    Ok(())
+    .build_global()?;
+    rayon::scope(|_| command())
 }

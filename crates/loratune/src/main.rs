@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         Err(e) => return usage(&e),
     };
     start_logs();
-    match dispatch(&cli) {
+    match load::on_threads(&cli.global, || dispatch(&cli)) {
         Ok(code) => code,
         Err(e) if output::is_closed(&e) => ExitCode::SUCCESS,
         Err(e) => {
@@ -50,9 +50,9 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Combine(args) => commands::combine::run(args, global)?,
         Command::Push(args) => commands::push::run(args, global)?,
         Command::Chat(args) => commands::chat::run(args, global)?,
-        Command::Inspect(args) => commands::inspect::run(args, global)?,
+        Command::Inspect(args) => commands::inspect::run(args)?,
         Command::Generate(args) => commands::generate::run(args, global)?,
-        Command::Bench(args) => commands::bench::run(args, global)?,
+        Command::Bench(args) => commands::bench::run(args)?,
         Command::Eval(args) => commands::eval::run(args, global)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -14,13 +14,11 @@ use loratune_model::decoder::Dtypes;
 use loratune_train::run::peak_memory;
 use serde_json::{Value, json};
 
-use crate::cli::{BenchArgs, BenchCommand, BenchMethod, BenchOpsArgs, BenchStepArgs, Global};
-use crate::load::start_threads;
+use crate::cli::{BenchArgs, BenchCommand, BenchMethod, BenchOpsArgs, BenchStepArgs};
 use crate::output::{self, Usage, bytes, field};
 
-pub fn run(args: &BenchArgs, global: &Global) -> Result<()> {
+pub fn run(args: &BenchArgs) -> Result<()> {
     let start = Instant::now();
-    start_threads(global)?;
     match &args.what {
         BenchCommand::Step(args) => step(args, start),
         BenchCommand::Ops(args) => ops(args),

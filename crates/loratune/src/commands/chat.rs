@@ -9,7 +9,7 @@ use loratune_model::generate::{Sampling, continue_sequences};
 
 use super::generate::{Printer, sampling};
 use crate::cli::{ChatArgs, Global};
-use crate::load::{LoadedModel, render, start_threads};
+use crate::load::{LoadedModel, render};
 use crate::output;
 
 /// A conversation and the keys and values that the model already has of it.
@@ -25,7 +25,6 @@ struct Chat<'a> {
 }
 
 pub fn run(args: &ChatArgs, global: &Global) -> Result<()> {
-    start_threads(global)?;
     let model = LoadedModel::open(&args.model, args.answer.dtype.into())?;
     let template = match model.template(args.answer.template.as_deref())? {
         Some(template) => template,

@@ -9,11 +9,10 @@ use serde_json::json;
 
 use super::folder::{self, Failure, Kind};
 use crate::cli::{CombineArgs, Global};
-use crate::load::{read_adapter, start_threads};
+use crate::load::read_adapter;
 use crate::output::{self, Usage, field};
 
 pub fn run(args: &CombineArgs, global: &Global) -> Result<()> {
-    start_threads(global)?;
     let given: Vec<(PathBuf, f64)> = args.adapter.iter().map(|a| path_and_weight(a)).collect();
     let options = options(args)?;
     if let Some((path, weight)) = given.iter().find(|(_, w)| !w.is_finite()) {

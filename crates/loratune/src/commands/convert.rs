@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::folder::{self, Failure, INITIAL_ADAPTER, Kind, RESIDUAL_MODEL};
 use crate::cli::{ConvertArgs, ConvertTo, Global, SvdKind};
-use crate::load::{Adapter, model_files, read_adapter, start_threads};
+use crate::load::{Adapter, model_files, read_adapter};
 use crate::output::{self, Usage, field, number};
 
 /// What was made.
@@ -24,7 +24,6 @@ struct Converted {
 }
 
 pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
-    start_threads(global)?;
     check_options(args)?;
     let sources = [Some(&args.adapter), args.model.as_ref(), args.initial.as_ref()];
     let sources: Vec<_> = sources.into_iter().flatten().map(|p| p.as_path()).collect();

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{EvalArgs, Global};
 use crate::hub;
-use crate::load::{BASE, Base, LoadedModel, Named, start_threads};
+use crate::load::{BASE, Base, LoadedModel, Named};
 use crate::output::{self, field, number, thousands};
 
 /// What was measured of the model with one adapter, or without.
@@ -32,7 +32,6 @@ struct Row {
 }
 
 pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
-    start_threads(global)?;
     let named = Named::read_all(&args.model.adapter)?;
     let base = Base::open(&args.model.model, if args.bf16 { DType::BF16 } else { DType::F32 })?;
     let mut models = Vec::new();

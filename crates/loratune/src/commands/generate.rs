@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::prompts::{self, Line, Prompt};
 use crate::cli::{AnswerArgs, GenerateArgs, Global};
-use crate::load::{BASE, Base, LoadedModel, Named, render, start_threads};
+use crate::load::{BASE, Base, LoadedModel, Named, render};
 use crate::output;
 
 /// Who answers: the model with each of the adapters, or without one.
@@ -57,7 +57,6 @@ fn unknown(line: &Line, name: &str, named: &[Named]) -> anyhow::Error {
 }
 
 pub fn run(args: &GenerateArgs, global: &Global) -> Result<()> {
-    start_threads(global)?;
     let lines = match &args.prompts {
         Some(path) => prompts::read(path)?,
         None => args.prompt.iter().map(|p| Line::text(p)).collect(),

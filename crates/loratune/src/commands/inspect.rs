@@ -12,13 +12,12 @@ use loratune_model::files::{FileDType, ModelFiles};
 use loratune_tokenizer::{SpecialToken, TokenizerBundle};
 use serde_json::{Value, json};
 
-use crate::cli::{Global, InspectArgs};
+use crate::cli::InspectArgs;
 use crate::hub;
-use crate::load::{LoadedModel, model_files, start_threads};
+use crate::load::{LoadedModel, model_files};
 use crate::output::{self, Usage, bytes, field, thousands};
 
-pub fn run(args: &InspectArgs, global: &Global) -> Result<()> {
-    start_threads(global)?;
+pub fn run(args: &InspectArgs) -> Result<()> {
     let args = &InspectArgs { path: hub::model_or_adapter(&args.path)?, ..args.clone() };
     let path = &args.path;
     let has = |name: &str| path.join(name).is_file();

@@ -12,11 +12,10 @@ use serde_json::json;
 use super::folder::{self, Failure, Kind};
 use super::{card, norms, verify};
 use crate::cli::{Global, MergeArgs};
-use crate::load::{Base, read_adapter, start_threads};
+use crate::load::{Base, read_adapter};
 use crate::output::{self, Usage, field};
 
 pub fn run(args: &MergeArgs, global: &Global) -> Result<()> {
-    start_threads(global)?;
     let sources: Vec<&Path> = [Some(&args.model.model), args.model.adapter.as_ref()]
         .into_iter()
         .flatten()

@@ -21,7 +21,7 @@ use super::eval::{ExactMatch, exact_match};
 use super::generate::answer_text;
 use super::train::{self, Extent};
 use crate::cli::{Global, QuickstartArgs};
-use crate::load::{LoadedModel, start_threads};
+use crate::load::LoadedModel;
 use crate::output::{self, Usage, field, number, shell_word};
 use crate::progress::Style;
 
@@ -47,7 +47,6 @@ const MAX_NEW_TOKENS: usize = 64;
 const BATCH: usize = 50;
 
 pub fn run(args: &QuickstartArgs, global: &Global) -> Result<ExitCode> {
-    start_threads(global)?;
     let dir = &args.output;
     write_files(dir, args.overwrite)?;
     let config_file = dir.join("quickstart.yaml");

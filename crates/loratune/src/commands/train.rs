@@ -18,7 +18,6 @@ use serde_json::json;
 
 use crate::cli::{Global, RunArgs};
 use crate::hub::{self, Datasets};
-use crate::load::start_threads;
 use crate::output::{self, bytes, duration, field, number, shell_word, thousands};
 use crate::progress::{Progress, Style};
 use crate::pushing::{Pushing, PushingObserver};
@@ -44,8 +43,6 @@ pub fn run(front: FrontEnd, args: &RunArgs, global: &Global) -> Result<ExitCode>
         output::print(&loaded.to_annotated_yaml())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let threads = loaded.config.threads.and_then(|n| usize::try_from(n).ok());
-    start_threads(&Global { quiet: global.quiet, threads })?;
     let style = match (args.json, global.quiet) {
         (true, _) => Style::Json,
         (_, true) => Style::Quiet,

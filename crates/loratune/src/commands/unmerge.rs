@@ -11,11 +11,10 @@ use serde_json::json;
 use super::folder::{self, Failure, Kind};
 use super::{norms, verify};
 use crate::cli::{Global, UnmergeArgs};
-use crate::load::{Base, read_adapter, start_threads};
+use crate::load::{Base, read_adapter};
 use crate::output::{self, Usage, field};
 
 pub fn run(args: &UnmergeArgs, global: &Global) -> Result<()> {
-    start_threads(global)?;
     let sources = [Some(&args.model), Some(&args.adapter), args.norms.as_ref()];
     let sources: Vec<_> = sources.into_iter().flatten().map(|p| p.as_path()).collect();
     folder::check(&args.output, Kind::Model, args.overwrite, &sources)?;

@@ -22,7 +22,7 @@ use super::folder::{self, Failure, Kind};
 use super::{card, verify};
 use crate::cli::{ExportArgs, Global};
 use crate::hub;
-use crate::load::{Base, LoadedModel, read_adapter, start_threads};
+use crate::load::{Base, LoadedModel, read_adapter};
 use crate::output::{self, Usage, field};
 
 /// What came out.
@@ -35,7 +35,6 @@ struct Written {
 
 pub fn run(args: &ExportArgs, global: &Global) -> Result<()> {
     let settings = settings::read(args)?;
-    start_threads(global)?;
     let sources: Vec<&Path> = [Some(&settings.model), settings.adapter.as_ref()]
         .into_iter()
         .flatten()
