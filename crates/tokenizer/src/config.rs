@@ -21,8 +21,10 @@ pub(crate) struct ConfigParts {
     pub unk: Option<String>,
     /// Further special tokens (`additional_special_tokens`, `extra_special_tokens`).
     pub more_special: Vec<String>,
-    /// `added_tokens_decoder`, sorted by id.
+    /// `added_tokens_decoder`, or the tokens of added_tokens.json, sorted by id.
     pub added: Vec<(u32, AddedToken)>,
+    /// added_tokens.json, if that is where they are from.
+    pub added_file: Option<String>,
     /// (add_bos_token, add_eos_token) when at least one is stated.
     pub adds: Option<(bool, bool)>,
     pub model_max_length: Option<usize>,
@@ -120,6 +122,27 @@ impl ConfigParts {
         }
         Ok(())
     }
+
+    /// added_tokens.json, which transformers before 4.34 wrote: a map from tokens to ids. Those that have a role are special.
+    /// After the roles are known.
+    pub fn read_added_tokens_file(&mut self, map: &Map<String, Value>, origin: &str) -> Result<()> {
+        let named = [&self.bos, &self.eos, &self.pad, &self.unk];
+        let special = |content: &String| {
+            named.iter().any(|role| role.as_ref() == Some(content)) || self.more_special.contains(content)
+        };
+        let mut added = Vec::with_capacity(map.len());
+        for (content, id) in map {
+            let id = id.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|_| !content.is_empty());
+            let id = id.ok_or_else(|| {
+                field(origin, content, "must be a token with its id, a whole number; download the file again")
+            })?;
+            let special = special(content);
+            added.push((id, AddedToken::from(content.as_str(), special).normalized(!special)));
+        }
+        added.sort_by_key(|(id, _)| *id);
+        (self.added, self.added_file) = (added, Some(origin.to_owned()));
+        Ok(())
+    }
 }
 
 /// Adds the tokens that the configuration names and tokenizer.json doesn't mark as added, as transformers does: a
@@ -149,6 +172,13 @@ pub(crate) fn add_missing_tokens(tokenizer: &mut Tokenizer, parts: &ConfigParts,
             tokenizer.add_tokens([token]).map_err(build)?;
         }
         if let Some(got) = tokenizer.token_to_id(&content).filter(|&got| got != id) {
+            if let Some(file) = &parts.added_file {
+                let detail = format!(
+                    "must be {got}, the next id with {origin}, and is {id}: the files do not belong together; download \
+                     the folder again"
+                );
+                return Err(field(file, &content, &detail));
+            }
             return Err(field(
                 origin,
                 "added_tokens_decoder",

@@ -8,9 +8,10 @@ use crate::config::ConfigParts;
 use crate::{Result, TokenizerBundle, TokenizerError};
 
 impl TokenizerBundle {
-    /// Reads `tokenizer.json`, or where there is none a SentencePiece `tokenizer.model`, and, where they exist, `tokenizer_config.json`, `special_tokens_map.json`,
-    /// `chat_template.jinja` (which wins over the configuration's template) and
-    /// `additional_chat_templates/*.jinja`.
+    /// Reads `tokenizer.json`, or where there is none a SentencePiece `tokenizer.model`, and, where they exist,
+    /// `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja` (which wins over the configuration's
+    /// template) and `additional_chat_templates/*.jinja`; beside `tokenizer.model` also `added_tokens.json`, unless
+    /// `added_tokens_decoder` takes its place.
     ///
     /// # Errors
     /// When there is neither, or a file cannot be understood.
@@ -27,6 +28,13 @@ impl TokenizerBundle {
         let map_path = folder.join("special_tokens_map.json");
         if let Some(map) = read_object(&map_path)? {
             parts.merge_special_tokens_map(&map, &map_path.display().to_string())?;
+        }
+        let added_path = folder.join("added_tokens.json");
+        if sentencepiece
+            && !parts.config.contains_key("added_tokens_decoder")
+            && let Some(map) = read_object(&added_path)?
+        {
+            parts.read_added_tokens_file(&map, &added_path.display().to_string())?;
         }
         for (name, text) in template_files(folder)? {
             parts.add_template(name, text);
@@ -56,7 +64,7 @@ fn no_tokenizer(folder: &Path) -> TokenizerError {
         ", only vocab.json; convert it once with transformers: \
          AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
     } else {
-        "; download it from the model's page and put it there"
+        " and no tokenizer.model; download either from the model's page and put it there"
     };
     TokenizerError::NoTokenizer { folder: folder.to_owned(), hint }
 }

@@ -49,6 +49,23 @@ impl TokenizerBundle {
     }
 }
 
+const TIKTOKEN: &str = "it is a vocabulary of tiktoken, as Meta's own files of Llama 3 have it, and no SentencePiece model; take \
+    tokenizer.json from the model's folder in Hugging Face's format, or make that folder with transformers' \
+    convert_llama_weights_to_hf.py";
+
+/// Whether the first line is a token in Base64 and its rank, as in tiktoken's vocabularies.
+fn is_tiktoken(bytes: &[u8]) -> bool {
+    let line = bytes.split(|&b| b == b'\n').next().unwrap_or_default();
+    let base64 = |b: &u8| b.is_ascii_alphanumeric() || b"+/=".contains(b);
+    match line.trim_ascii_end().split(|&b| b == b' ').collect::<Vec<_>>()[..] {
+        [token, rank] => {
+            let filled = !token.is_empty() && !rank.is_empty();
+            filled && token.iter().all(base64) && rank.iter().all(u8::is_ascii_digit)
+        }
+        _ => false,
+    }
+}
+
 /// What is read of a `ModelProto` (sentencepiece_model.proto).
 struct Model {
     pieces: Vec<String>,
@@ -61,6 +78,10 @@ struct Model {
     changes_characters: bool,
     removes_spaces: bool,
     prefix: bool,
+    /// Spaces become ▁.
+    escapes: bool,
+    /// A word's ▁ is behind it.
+    suffix: bool,
 }
 
 impl Model {
@@ -74,7 +95,12 @@ impl Model {
             changes_characters: false,
             removes_spaces: true,
             prefix: true,
+            escapes: true,
+            suffix: false,
         };
+        if is_tiktoken(bytes) {
+            return Err(TIKTOKEN.to_owned());
+        }
         let damaged = || "it is no SentencePiece model, or a damaged one; download it again".to_owned();
         Message(bytes)
             .each(|field, value| match (field, value) {
@@ -82,6 +108,7 @@ impl Model {
                 (2, Field::Bytes(spec)) => Message(spec).each(|field, value| {
                     match (field, value) {
                         (3, Field::Int(kind)) => model.model_type = kind,
+                        (24, Field::Int(on)) => model.suffix = on != 0,
                         // int32: negative numbers are written as 64 bits.
                         (40..=43, Field::Int(id)) => model.roles[field as usize - 40] = id as i64,
                         _ => {}
@@ -93,6 +120,7 @@ impl Model {
                         (2, Field::Bytes(map)) => model.changes_characters = !map.is_empty(),
                         (3, Field::Int(on)) => model.prefix = on != 0,
                         (4, Field::Int(on)) => model.removes_spaces = on != 0,
+                        (5, Field::Int(on)) => model.escapes = on != 0,
                         _ => {}
                     }
                     Some(())
@@ -126,9 +154,24 @@ impl Model {
         if self.model_type != BPE {
             return Err(format!("it is not one of byte-pair encoding, which alone is read{convert}"));
         }
-        if self.changes_characters || self.removes_spaces {
-            let what = if self.changes_characters { "normalises characters" } else { "removes spaces" };
+        let asks = [
+            (self.changes_characters, "normalises characters"),
+            (self.removes_spaces, "removes spaces"),
+            (!self.escapes, "keeps spaces as they are (escape_whitespaces is false)"),
+            (self.suffix, "puts a word's space behind it (treat_whitespace_as_suffix is true)"),
+        ];
+        if let Some((_, what)) = asks.iter().find(|(asked, _)| *asked) {
             return Err(format!("it {what}, which is not implemented{convert}"));
+        }
+        // SentencePiece finds such a piece where the text has spaces; an added token would be looked for as it is written.
+        let spaced = |(piece, kind): &(&String, &i32)| {
+            **kind == gguf::token_type::USER_DEFINED && piece.contains('▁')
+        };
+        if let Some((piece, _)) = self.pieces.iter().zip(&self.types).find(spaced) {
+            return Err(format!(
+                "its user-defined piece `{piece}` stands for a text with spaces, which is not implemented; expected \
+                 user-defined pieces without `▁`. Put the model's tokenizer.json beside it, which says how they are found"
+            ));
         }
         let mut seen = HashSet::new();
         if let Some(twice) = self.pieces.iter().find(|piece| !seen.insert(piece.as_str())) {

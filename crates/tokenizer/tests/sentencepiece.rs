@@ -82,12 +82,17 @@ fn broken_and_other_models_are_refused_with_the_file_and_the_way_out() {
             assert!(text.contains("tokenizer.model"), "{text}");
         }
     }
-    assert!(error(b"IQ== 0\nIg== 1\n").contains("no SentencePiece model"));
+    assert!(error(b"all of it\n").contains("no SentencePiece model, or a damaged one"));
+    let meta = error(b"IQ== 0\nIg== 1\n");
+    assert!(meta.contains("tiktoken") && meta.contains("tokenizer.json"), "{meta}");
     assert!(error(&[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]).contains("damaged"));
     // Later fields of a message replace earlier ones: a trainer's and a normaliser's word appended to the good file.
     let with = |more: &[u8]| error(&[good.as_slice(), more].concat());
     assert!(with(&[0x12, 0x02, 0x18, 0x01]).contains("byte-pair encoding"));
     assert!(with(&[0x1a, 0x02, 0x20, 0x01]).contains("removes spaces"));
+    assert!(with(&[0x1a, 0x02, 0x28, 0x00]).contains("escape_whitespaces"));
+    assert!(with(&[0x12, 0x03, 0xc0, 0x01, 0x01]).contains("treat_whitespace_as_suffix"));
+    assert!(with(&piece("▁New York", 0.0, 4)).contains("user-defined piece `▁New York`"));
     assert!(with(&[0x1a, 0x03, 0x12, 0x01, 0x78]).contains("normalises characters"));
     assert!(with(&[0x12, 0x04, 0xc8, 0x02, 0x90, 0x4e]).contains("names the piece 10000 of 420"));
     assert!(with(&[0x0a, 0x03, 0x0a, 0x01, b'a']).contains("the piece `a` twice"));
@@ -122,4 +127,48 @@ fn the_best_score_is_merged_first_whatever_the_ids() {
     let bundle = load(&model, Value::Null).unwrap();
     assert_eq!(bundle.encode("ab", false).unwrap(), [5, 4]);
     assert_eq!(bundle.encode("aab", false).unwrap(), [3, 4]);
+}
+
+fn load_with_added(added: Value, config: Value, map: Value) -> Result<TokenizerBundle, String> {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.model"), golden("tokenizer.model")).unwrap();
+    for (name, value) in [
+        ("added_tokens.json", added),
+        ("tokenizer_config.json", config),
+        ("special_tokens_map.json", map),
+    ] {
+        std::fs::write(dir.path().join(name), value.to_string()).unwrap();
+    }
+    TokenizerBundle::from_folder(dir.path()).map_err(|e| e.to_string())
+}
+
+/// The ids are those of transformers 5.23's LlamaTokenizer from the same files.
+#[test]
+fn tokens_of_added_tokens_json_have_the_ids_that_it_says() {
+    let text = "a<|im_start|> b<|im_end|>c [NEW]<pad>";
+    let bundle =
+        load_with_added(json!({"<|im_end|>": 420, "<|im_start|>": 421}), json!({}), json!({})).unwrap();
+    let expected = [283, 421, 267, 420, 397, 375, 96, 83, 74, 391, 98, 65, 385, 379, 388, 67];
+    assert_eq!(bundle.encode(text, false).unwrap(), expected);
+    assert!(!bundle.is_special(420));
+
+    // Listed the other way round, and as special tokens in yet another order.
+    let added = json!({"<pad>": 422, "<|im_end|>": 421, "<|im_start|>": 420});
+    let roles = json!({"additional_special_tokens": ["<|im_end|>", "<|im_start|>"], "pad_token": "<pad>"});
+    let expected = [283, 420, 267, 421, 397, 375, 96, 83, 74, 391, 98, 422];
+    for (config, map) in [(roles.clone(), json!({})), (json!({}), roles)] {
+        let bundle = load_with_added(added.clone(), config, map).unwrap();
+        assert_eq!(bundle.encode(text, false).unwrap(), expected);
+        assert_eq!((bundle.vocab_size(), bundle.pad.as_ref().map(|t| t.id)), (423, Some(422)));
+        assert!((420..423).all(|id| bundle.is_special(id)));
+    }
+    // Newer folders say it in tokenizer_config.json.
+    let config = json!({"added_tokens_decoder": {"420": {"content": "[NEW]"}}});
+    let bundle = load_with_added(json!({"[OLD]": 420}), config, json!({})).unwrap();
+    assert_eq!((bundle.id_of("[NEW]"), bundle.id_of("[OLD]")), (Some(420), None));
+
+    let error = load_with_added(json!({"[NEW]": 430}), json!({}), json!({})).unwrap_err();
+    assert!(error.contains("added_tokens.json: field `[NEW]` must be 420"), "{error}");
+    let error = load_with_added(json!({"[NEW]": "420"}), json!({}), json!({})).unwrap_err();
+    assert!(error.contains("added_tokens.json: field `[NEW]`"), "{error}");
 }
