@@ -61,6 +61,20 @@ fn check_names(files: &ModelFiles, spec: &DecoderSpec) -> Result<()> {
         |name: &str| name.ends_with("rotary_emb.inv_freq") || (spec.tied_head && name == "lm_head.weight");
     match names.into_iter().find(|n| !known.contains(*n) && !harmless(n)) {
         None => Ok(()),
+        Some(bare) if known.contains(&format!("model.{bare}")) => {
+            let remedy = match spec.tied_head {
+                true => {
+                    "save the model with its head once: \
+                     transformers.AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+                }
+                false => "take the weights of the model with its head (lm_head.weight)",
+            };
+            Err(Error::Invalid(format!(
+                "{}: the tensor '{bare}' lacks the prefix `model.`: the weights are those of the bare model without a head; \
+                 expected 'model.{bare}'; {remedy}",
+                files.path.display()
+            )))
+        }
         Some(extra) => Err(Error::Invalid(format!(
             "{}: holds the tensor '{extra}', which a model of this configuration does not have; leaving it out would \
              change the model",

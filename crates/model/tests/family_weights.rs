@@ -134,6 +134,26 @@ fn tensors_that_the_model_does_not_have_are_refused_by_name() {
 }
 
 #[test]
+fn weights_of_the_bare_model_are_refused_with_the_missing_prefix() {
+    let bare = |t: &mut Tensors| {
+        *t = std::mem::take(t).into_iter().map(|(n, x)| (n.replacen("model.", "", 1), x)).collect();
+    };
+    for (case, remedy) in [("qwen3", "lm_head.weight"), ("granite", "AutoModelForCausalLM")] {
+        let tied = ("tie_word_embeddings", (case == "granite").into());
+        let error = logits(changed(case, bare, tied).path()).unwrap_err();
+        assert!(error.contains("lacks the prefix `model.`") && error.contains(remedy), "{case}: {error}");
+    }
+}
+
+#[test]
+fn granite_is_read_with_the_attention_dropout_of_its_own_configuration() {
+    let dropping = changed("granite", |_| {}, ("attention_dropout", 0.1.into()));
+    assert_eq!(logits(dropping.path()), logits(&golden("granite")));
+    let files = ModelFiles::open(dropping.path()).unwrap();
+    assert_eq!(files.config.attention_dropout, 0.1);
+}
+
+#[test]
 fn missing_and_misshapen_tensors_are_named() {
     let version = || ("transformers_version", Value::from("5.0"));
     for (case, name) in [

@@ -164,9 +164,8 @@ impl Model {
             return Err(format!("it {what}, which is not implemented{convert}"));
         }
         // SentencePiece finds such a piece where the text has spaces; an added token would be looked for as it is written.
-        let spaced = |(piece, kind): &(&String, &i32)| {
-            **kind == gguf::token_type::USER_DEFINED && piece.contains('▁')
-        };
+        let spaced =
+            |(piece, kind): &(&String, &i32)| **kind == gguf::token_type::USER_DEFINED && piece.contains('▁');
         if let Some((piece, _)) = self.pieces.iter().zip(&self.types).find(spaced) {
             return Err(format!(
                 "its user-defined piece `{piece}` stands for a text with spaces, which is not implemented; expected \

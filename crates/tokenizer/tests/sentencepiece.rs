@@ -132,11 +132,9 @@ fn the_best_score_is_merged_first_whatever_the_ids() {
 fn load_with_added(added: Value, config: Value, map: Value) -> Result<TokenizerBundle, String> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("tokenizer.model"), golden("tokenizer.model")).unwrap();
-    for (name, value) in [
-        ("added_tokens.json", added),
-        ("tokenizer_config.json", config),
-        ("special_tokens_map.json", map),
-    ] {
+    for (name, value) in
+        [("added_tokens.json", added), ("tokenizer_config.json", config), ("special_tokens_map.json", map)]
+    {
         std::fs::write(dir.path().join(name), value.to_string()).unwrap();
     }
     TokenizerBundle::from_folder(dir.path()).map_err(|e| e.to_string())

@@ -30,6 +30,8 @@ pub struct Prepared {
     pub start: Start,
     /// Where it computes.
     pub device: ChosenDevice,
+    /// What the run does otherwise than the model's configuration asks.
+    pub notes: Vec<String>,
     output: Output,
     started: u64,
 }
@@ -93,7 +95,17 @@ pub fn prepare_with(config: RunConfig, located: &Located, hub: Option<&dyn Datas
         device = ChosenDevice { device: Device::Cpu, why_cpu: Some(why) };
     }
     vocabulary.notes.extend(vocabulary::untrained_note(&config, &vocabulary, &model));
-    Ok(Prepared { config, model, feed, report, vocabulary, start, device, output, started })
+    let notes = attention_dropout_note(model.files.config.attention_dropout).into_iter().collect();
+    Ok(Prepared { config, model, feed, report, vocabulary, start, device, notes, output, started })
+}
+
+fn attention_dropout_note(share: f64) -> Option<String> {
+    (share > 0.0).then(|| {
+        format!(
+            "the model's config.json asks for attention_dropout {share}, which PEFT would apply in training; loratune trains \
+             without it"
+        )
+    })
 }
 
 pub(crate) fn pool(threads: usize) -> Result<rayon::ThreadPool> {

@@ -308,6 +308,29 @@ fn added_tokens_whose_rows_are_not_among_the_trained_ones_are_named() {
 }
 
 #[test]
+fn attention_dropout_of_the_models_configuration_is_left_out_with_a_note() {
+    let dir = tempfile::tempdir().unwrap();
+    let plain = config(&dir.path().join("plain"), &["max_steps=2"]);
+    let base = Path::new(&plain.model_name_or_path).to_owned();
+    let folder = dir.path().join("model");
+    std::fs::create_dir(&folder).unwrap();
+    for file in std::fs::read_dir(&base).unwrap().flatten().filter(|f| f.path().is_file()) {
+        std::fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+    }
+    let text = std::fs::read_to_string(base.join("config.json")).unwrap();
+    let dropping = text.replace("\"attention_dropout\": 0.0", "\"attention_dropout\": 0.1");
+    assert_ne!(text, dropping);
+    std::fs::write(folder.join("config.json"), dropping).unwrap();
+    let mut given = config(&dir.path().join("dropping"), &["max_steps=2"]);
+    given.model_name_or_path = folder.display().to_string();
+    let notes = prepare(given.clone()).unwrap().notes;
+    assert!(notes.len() == 1 && notes[0].contains("attention_dropout 0.1"), "{notes:?}");
+    assert!(prepare(plain.clone()).unwrap().notes.is_empty());
+    let losses = |config| run(config).1.steps.iter().map(|s| s.loss).collect::<Vec<_>>();
+    assert_eq!(losses(given), losses(plain));
+}
+
+#[test]
 fn freezing_trains_the_layers_and_modules_that_are_named() {
     let trained = |settings: &[&str]| {
         let dir = tempfile::tempdir().unwrap();

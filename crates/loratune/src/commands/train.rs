@@ -135,6 +135,8 @@ struct Plan {
     /// Where it computes, and why it is the processor where a card might have been meant.
     device: String,
     why_cpu: Option<String>,
+    /// What the run does otherwise than the model's configuration asks.
+    notes: Vec<String>,
 }
 
 impl Plan {
@@ -162,6 +164,7 @@ impl Plan {
                 Device::Cpu => "cpu".into(),
             },
             why_cpu: prepared.device.why_cpu.clone(),
+            notes: prepared.notes.clone(),
         }
     }
 
@@ -197,7 +200,7 @@ impl Plan {
         if let Some(line) = vocabulary_line(&self.vocabulary) {
             out.push_str(&format!("{:<10} {line}\n", "vocabulary"));
         }
-        for note in &self.vocabulary.notes {
+        for note in self.vocabulary.notes.iter().chain(&self.notes) {
             out.push_str(&format!("{:<10} {note}\n", "note"));
         }
         if let Some(path) = &self.resume_from {

@@ -57,6 +57,7 @@ pub static FAMILIES: &[Family] = &[
 /// Fields that every family reads.
 pub(crate) const COMMON: &[&str] = &[
     "architectures",
+    "attention_dropout",
     "bos_token_id",
     "dtype",
     "eos_token_id",

@@ -25,6 +25,8 @@ pub struct ModelConfig {
     pub pad_token_id: Option<u32>,
     /// The format that the weights were saved in (`dtype`, formerly `torch_dtype`).
     pub dtype: Option<FileDType>,
+    /// What share of the attention probabilities the class would drop in training, from 0 to below 1. No decoder here does.
+    pub attention_dropout: f64,
 }
 
 impl ModelConfig {
@@ -45,6 +47,7 @@ impl ModelConfig {
             pad_token_id: map.get("pad_token_id").and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok()),
             spec,
             dtype: dtype(&fields)?,
+            attention_dropout: fields.dropout("attention_dropout")?,
         })
     }
 }

@@ -75,7 +75,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("auto_map", "asks for a model of its own code, which is not run"),
     ("attention_bias", NO_BIASES),
     ("mlp_bias", NO_BIASES),
-    ("attention_dropout", "asks for dropout of attention probabilities, which is not implemented"),
     ("sliding_window", "asks for sliding-window attention, which models of this family do not have"),
     ("rope_interleaved", "asks for interleaved rotary embeddings, which are not implemented"),
 ];
@@ -180,6 +179,13 @@ impl Fields<'_> {
         let Some(value) = self.get(name) else { return Ok(default) };
         let number = value.as_f64().filter(|x| x.is_finite() && *x > 0.0);
         number.ok_or_else(|| self.wrong(name, format!("is {value}; it must be a positive number")))
+    }
+
+    /// The share of something that is dropped, 0 if absent.
+    pub fn dropout(&self, name: &str) -> Result<f64> {
+        let Some(value) = self.get(name) else { return Ok(0.0) };
+        let share = value.as_f64().filter(|x| (0.0..1.0).contains(x));
+        share.ok_or_else(|| self.wrong(name, format!("is {value}; it must be a number from 0 to below 1")))
     }
 
     /// A flag.
