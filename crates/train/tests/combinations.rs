@@ -327,7 +327,8 @@ fn attention_dropout_of_the_models_configuration_is_left_out_with_a_note() {
     assert!(notes.len() == 1 && notes[0].contains("attention_dropout 0.1"), "{notes:?}");
     assert!(prepare(plain.clone()).unwrap().notes.is_empty());
     let losses = |config| run(config).1.steps.iter().map(|s| s.loss).collect::<Vec<_>>();
-    assert_eq!(losses(given), losses(plain));
+    let (ours, expected) = (losses(given), losses(plain));
+    assert!(expected.len() == 2 && ours == expected, "{ours:?}, without {expected:?}");
 }
 
 #[test]
