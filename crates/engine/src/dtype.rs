@@ -60,7 +60,9 @@ pub trait Real:
 }
 
 /// A storage type together with the [`Real`] that arithmetic on it uses.
-pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + PartialEq + 'static {
+pub trait Element:
+    Copy + Default + Send + Sync + std::fmt::Debug + PartialEq + bytemuck::Zeroable + 'static
+{
     type Acc: Real;
     const DTYPE: DType;
     fn to_acc(self) -> Self::Acc;

@@ -97,12 +97,27 @@ pub(crate) fn any<E: Element>(n: usize) -> Vec<E> {
         }
     };
     drop(given_up);
-    let mut vec = found.unwrap_or_else(|| {
-        let fresh = vec![E::default(); class];
-        in_huge_pages(&fresh);
-        fresh
-    });
+    let mut vec = found.unwrap_or_else(|| untouched(class));
     vec.truncate(n);
+    vec
+}
+
+/// n zeros as the system gives them: memory that nothing was written to, in huge pages where it has them.
+fn untouched<E: Element>(n: usize) -> Vec<E> {
+    use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+    let Ok(layout) = Layout::array::<E>(n) else { return vec![E::default(); n] };
+    if layout.size() == 0 {
+        return vec![E::default(); n];
+    }
+    // SAFETY: the layout has a size; the memory is a vector's of n elements, whose zero is all bits zero.
+    let vec = unsafe {
+        let data = alloc_zeroed(layout).cast::<E>();
+        if data.is_null() {
+            handle_alloc_error(layout);
+        }
+        Vec::from_raw_parts(data, n, n)
+    };
+    in_huge_pages(&vec);
     vec
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use loratune_data::{ChatTemplate, Message, TemplateChoice, Text, encode_prompt, render_chat};
 use loratune_engine::{DType, Params};
 use loratune_model::adapter::combine::SavedAdapter;
@@ -233,11 +233,9 @@ pub fn render(template: &ChatTemplate, messages: &[Message]) -> Result<String> {
 pub fn on_threads<T: Send>(global: &Global, command: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     // As much as a main thread has.
     const STACK: usize = 8 << 20;
-    let threads = rayon::ThreadPoolBuilder::new().stack_size(STACK);
-    match global.threads {
-        Some(n) => threads.num_threads(n),
-        None => threads,
-    }
-    .build_global()?;
+    let threads = rayon::ThreadPoolBuilder::new().stack_size(STACK).thread_name(|i| format!("loratune {i}"));
+    // 0: one for each core.
+    let threads = threads.num_threads(global.threads.unwrap_or(0)).build_global();
+    threads.context("the threads that compute can't be started; --threads N takes fewer")?;
     rayon::scope(|_| command())
 }

@@ -67,6 +67,10 @@ pub fn prepare(config: RunConfig) -> Result<Prepared> {
 /// # Errors
 /// As [`prepare`].
 pub fn prepare_with(config: RunConfig, located: &Located, hub: Option<&dyn DatasetHub>) -> Result<Prepared> {
+    on_threads(config.threads, || prepare_here(config, located, hub))
+}
+
+fn prepare_here(config: RunConfig, located: &Located, hub: Option<&dyn DatasetHub>) -> Result<Prepared> {
     let (output, start) = Output::inspect(&config)?;
     let mut device = config.device.open()?;
     let started = match &start {
@@ -106,6 +110,20 @@ fn attention_dropout_note(share: f64) -> Option<String> {
              without it"
         )
     })
+}
+
+/// Runs `work` on so many threads: on those that it is called from if they are as many.
+///
+/// # Errors
+/// The work's, or if the threads can't be started.
+pub(crate) fn on_threads<T: Send>(
+    threads: Option<u64>,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    match threads {
+        Some(n) if n as usize != rayon::current_num_threads() => pool(n as usize)?.install(work),
+        _ => work(),
+    }
 }
 
 pub(crate) fn pool(threads: usize) -> Result<rayon::ThreadPool> {
@@ -168,10 +186,8 @@ impl Prepared {
 
     /// Trains, and writes everything that the run leaves behind.
     pub fn run(mut self, observer: &mut dyn Observer) -> Result<Outcome> {
-        match self.config.threads {
-            Some(n) => pool(n as usize)?.install(|| self.run_here(observer)),
-            None => self.run_here(observer),
-        }
+        let threads = self.config.threads;
+        on_threads(threads, || self.run_here(observer))
     }
 
     fn run_here(&mut self, observer: &mut dyn Observer) -> Result<Outcome> {
@@ -279,4 +295,21 @@ pub fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_as_many_as_the_run_asks_for_and_not_started_twice() {
+        let threads = || Ok((rayon::current_num_threads(), std::thread::current().id()));
+        let (three, inside) = on_threads(Some(3), || {
+            let own = std::thread::current().id();
+            on_threads(Some(3), threads).map(|(n, id)| (n, id == own))
+        })
+        .unwrap();
+        assert_eq!((three, inside), (3, true));
+        assert_eq!(on_threads(None, threads).unwrap().0, rayon::current_num_threads());
+    }
 }

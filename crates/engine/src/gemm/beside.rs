@@ -1,6 +1,7 @@
-//! Products of a large bf16 matrix with a thin f32 one (activations or their gradients with an adapter's factors): the
-//! thin one becomes two bf16 numbers per element, high and low, that lie beside each other as twice as many columns (or
-//! rows) of one product. The large one is read once, and the two sums of each element are added at the end.
+//! Products of a large bf16 matrix with a thin f32 one (activations or their gradients with an adapter's factors; also a
+//! few rows of f32 with bf16 weights): the thin one becomes two bf16 numbers per element, high and low, which keeps 16 of
+//! its 24 bits. They lie beside each other as twice as many columns (or rows) of one product. The large one is read once, and
+//! the two sums of each element are added at the end.
 
 use half::bf16;
 
@@ -10,8 +11,8 @@ use super::{Finish, Mat, MatMut, Operand, Term, Threads, few, tiled};
 use crate::isa::{Isa, isa};
 use crate::{Element, Real, pool};
 
-/// Columns of the thin matrix at most: above, both halves along k cost no more.
-const THIN: usize = 32;
+/// Columns, or rows, of the thin matrix at most: above, both halves along k cost no more.
+const SIDE: usize = 32;
 /// Columns of a vector of the kernels that have bf16.
 const LANES: usize = 16;
 
@@ -25,18 +26,22 @@ enum Thin<'a> {
 fn thin<'a, E: Element>(c: &MatMut<'_, E>, terms: &[Term<'a>]) -> Option<Thin<'a>> {
     let [term] = terms else { return None };
     match (term.a, term.b) {
-        (Operand::Bf16(a), Operand::F32(b)) if a.is_row_major() && c.cols <= THIN => Some(Thin::Second(a, b)),
-        (Operand::F32(a), Operand::Bf16(b)) if b.is_row_major() && c.rows <= THIN => Some(Thin::First(a, b)),
+        (Operand::Bf16(a), Operand::F32(b)) if a.is_row_major() && c.cols <= SIDE => Some(Thin::Second(a, b)),
+        (Operand::F32(a), Operand::Bf16(b)) if b.is_row_major() && c.rows <= SIDE => Some(Thin::First(a, b)),
         _ => None,
     }
 }
 
-/// Whether the processor multiplies bf16, and one operand is thin and f32, the other bf16.
+/// Whether the processor multiplies bf16, and one operand is thin and f32, the other bf16. Without tiles a thin first operand
+/// is `thin`'s while its rows are few enough: packing the other would not pay.
 pub(super) fn takes<E: Element>(c: &MatMut<'_, E>, terms: &[Term<'_>]) -> bool {
     isa() >= Isa::Avx512Bf16
         && terms.iter().all(|t| t.b.shape().0 > LANES)
-        && thin(c, terms).is_some()
-        && !few::takes(c, terms)
+        && match thin(c, terms) {
+            Some(Thin::First(..)) => isa() == Isa::Amx || !super::thin::takes(c, terms),
+            Some(Thin::Second(..)) => !few::takes(c, terms),
+            None => false,
+        }
 }
 
 /// [`super::sum_of_products`] where [`takes`] says so.

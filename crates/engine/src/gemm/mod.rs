@@ -246,7 +246,8 @@ pub(crate) fn matmul<R: Real>(
 /// c = finish(Σ scale·a·b) over the terms, plus what c holds if `add`; sums are taken in f32 (f64 for f64) and rounded once.
 ///
 /// bf16 operands are multiplied as they are (exactly, the processor permitting in one instruction). Beside them an f32 operand
-/// counts as the sum of two bf16 numbers: its last 8 bits of 24 are lost, in adapters next to bf16 activations.
+/// counts as the sum of two bf16 numbers: its last 8 bits of 24 are lost, in adapters next to bf16 activations and in a few rows
+/// of f32 next to bf16 weights.
 pub(crate) fn sum_of_products<E: Element>(
     c: MatMut<'_, E>,
     add: bool,

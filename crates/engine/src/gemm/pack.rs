@@ -223,11 +223,11 @@ impl<'a, K: Kernel> Segment<'a, K> {
         self.a[i * self.a_stride + word * K::PAIR..].as_ptr()
     }
 
-    /// Packs words `[word, word + words)` of panels `[(first, cols)]` that lie side by side, each `[words][width]`, one after
-    /// the other; what lies outside b is 0.
+    /// Packs words `[word, word + words)` of panels, columns `[first, first + cols)` for each `[first, cols]`, as
+    /// `[words][vectors · LANES]`; what lies outside b is 0.
     ///
     /// # Safety
-    /// The processor has the kernel's instructions, and `to` has a part of `words · width` words for each panel.
+    /// The processor has the kernel's instructions, and `to` has a part of as many words for each panel.
     pub unsafe fn pack(&self, word: usize, words: usize, panels: &[[usize; 2]], to: &mut [&mut [u32]]) {
         each_type!(self.b.operand(), b => {
             // SAFETY: the caller's promise.

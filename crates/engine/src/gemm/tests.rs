@@ -112,7 +112,8 @@ fn check<E: Element>(shape: [usize; 3], types: [DType; 2], second: Option<[DType
                 0 => b.operand(types[1]),
                 _ => bt.operand(types[1]).t(),
             };
-            let mut terms = vec![Term { a: first, b: b_operand, scale: 1.0 }];
+            let own = if second.is_none() { 0.5 } else { 1.0 };
+            let mut terms = vec![Term { a: first, b: b_operand, scale: own }];
             if let Some([x, y]) = second {
                 let u = if layout & 2 == 0 { u.operand(y) } else { ut.operand(y).t() };
                 terms.push(Term { a: h.operand(x), b: u, scale: 0.5 });
@@ -133,7 +134,7 @@ fn check<E: Element>(shape: [usize; 3], types: [DType; 2], second: Option<[DType
                 path(MatMut::new(&mut c, m, n), add, &terms, finish, Threads::All);
                 for i in 0..m {
                     for j in 0..n {
-                        let products = (0..k).map(|l| a.at(types[0], i, l) * b.at(types[1], l, j));
+                        let products = (0..k).map(|l| own * a.at(types[0], i, l) * b.at(types[1], l, j));
                         let others = second.map(|[x, y]| (0..r).map(move |l| (x, y, l)));
                         let others =
                             others.into_iter().flatten().map(|(x, y, l)| 0.5 * h.at(x, i, l) * u.at(y, l, j));
@@ -228,23 +229,30 @@ fn what_lies_beside_a_matrix_does_not_reach_the_product() {
 
 #[test]
 fn bytes_do_not_depend_on_the_number_of_threads() {
-    for (m, n, k) in
-        [(5, 49, 7), (300, 200, 700), (1024, 576, 1536), (64, 64, 64), (33, 4096, 576), (4096, 8, 576)]
-    {
+    for (m, n, k) in [
+        (5, 49, 7),
+        (300, 200, 700),
+        (1024, 576, 1536),
+        (64, 64, 64),
+        (33, 4096, 576),
+        (4096, 8, 576),
+        (8, 576, 4096),
+    ] {
         let (a, b) = (Random::new("a", m, k), Random::new("b", n, k));
-        for dtype in [DType::F32, DType::BF16] {
+        use DType::{BF16, F32};
+        for types in [[F32, F32], [BF16, BF16], [BF16, F32], [F32, BF16]] {
             let run = |threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| {
                     let mut c = vec![0f32; m * n];
-                    let term = Term { a: a.operand(dtype), b: b.operand(dtype).t(), scale: 1.0 };
+                    let term = Term { a: a.operand(types[0]), b: b.operand(types[1]).t(), scale: 1.0 };
                     let c_mat = MatMut::new(&mut c, m, n);
                     sum_of_products(c_mat, false, &[term], Finish::default(), Threads::All);
                     c
                 })
             };
             let one = run(1);
-            assert!(one == run(2) && one == run(5), "{m}x{n}x{k} {dtype} differs");
+            assert!(one == run(2) && one == run(5), "{m}x{n}x{k} {types:?} differs");
         }
     }
 }

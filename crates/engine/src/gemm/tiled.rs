@@ -24,11 +24,11 @@ const MAX_ROWS: usize = 2048;
 const GROUP_BYTES: usize = 1280 << 10;
 /// Bytes of the rows that pass by all panels of a task before the next ones do: they stay in the second-level cache, too.
 const ROW_BYTES: usize = 224 << 10;
-/// Rows that are too few to pay for panels that lie in cache for them.
-const THIN: usize = 64;
+/// Rows that count as few: hardly any pass by a panel again.
+const FEW_ROWS: usize = 64;
 /// Words of k that a pass takes where rows are few: what is packed is used once, so the parts of b's rows that are read at a
 /// time should be long.
-const THIN_WORDS: usize = 64;
+const FEW_ROWS_WORDS: usize = 64;
 
 /// A part of k that lies in one segment.
 #[derive(Clone, Copy)]
@@ -170,7 +170,7 @@ pub(super) fn sum_of_products<K: Kernel, E: Element>(
     let (m, n) = (c.rows, c.cols);
     let to = Destination { data: c.data.as_mut_ptr(), stride: c.stride };
     let panels = columns::<K>(n);
-    let pass_words = if m <= THIN { THIN_WORDS } else { K::PASS_WORDS };
+    let pass_words = if m <= FEW_ROWS { FEW_ROWS_WORDS } else { K::PASS_WORDS };
     let words = segments.iter().map(|s| s.words).sum::<usize>().min(pass_words);
     let passes = passes(&segments, pass_words);
     let product = Product { segments: &segments, passes, panels: &panels, add, finish };

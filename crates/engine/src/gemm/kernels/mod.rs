@@ -81,7 +81,8 @@ pub(super) trait Kernel: Copy + Send + Sync + 'static {
     /// Rounds sums `[rows, cols]`, whose rows lie `width` apart, to bf16 whose rows lie `stride` apart.
     ///
     /// # Safety
-    /// The processor has the kernel's instructions, and both pointers have so many rows.
+    /// The processor has the kernel's instructions, both pointers have so many rows of `cols` elements at least, and nobody else
+    /// uses those of `to`.
     unsafe fn round(
         [rows, cols]: [usize; 2],
         sums: *const f32,
