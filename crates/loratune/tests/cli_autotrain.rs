@@ -5,9 +5,9 @@ mod common;
 mod server;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use common::{Place, Ran, model};
+use common::{Place, Ran, holding, model};
 use server::Server;
 
 const TOKEN: &str = "hf_rightrightright";
@@ -25,19 +25,6 @@ fn llm(place: &Place, server: Option<&Server>, words: &[&str]) -> Ran {
 
 fn texts(rows: usize) -> String {
     (0..rows).map(|i| format!("{{\"text\": \"the shop opens at {i}, come and see it\"}}\n")).collect()
-}
-
-fn holding(folder: &Path, text: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            found.extend(holding(&path, text));
-        } else if fs::read(&path).unwrap().windows(text.len()).any(|w| w == text.as_bytes()) {
-            found.push(path);
-        }
-    }
-    found
 }
 
 #[test]

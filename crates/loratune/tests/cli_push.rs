@@ -5,10 +5,10 @@ mod common;
 mod server;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use common::{Place, Ran, model, peft_adapter, rows};
+use common::{Place, Ran, holding, model, peft_adapter, rows};
 use server::{Server, What};
 
 const TOKEN: &str = "hf_rightrightright";
@@ -33,20 +33,6 @@ fn files(server: &Server, repo: &str, branch: &str) -> Vec<String> {
     let state = server.state();
     let repo = &state.repos[repo];
     repo.commits[&repo.branches[branch]].keys().cloned().collect()
-}
-
-/// Every file below a folder that holds a text.
-fn holding(folder: &Path, text: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            found.extend(holding(&path, text));
-        } else if fs::read(&path).unwrap().windows(text.len()).any(|w| w == text.as_bytes()) {
-            found.push(path);
-        }
-    }
-    found
 }
 
 #[test]

@@ -28,11 +28,9 @@ pub fn load(
     tokenizer: &TokenizerBundle,
     started: u64,
 ) -> Result<(Feed, DatasetReport)> {
-    let work = || load_here(config, hub, files, tokenizer, started);
-    match config.preprocessing_num_workers {
-        Some(n) => crate::run::pool(n as usize)?.install(work),
-        None => work(),
-    }
+    crate::run::on_threads(config.preprocessing_num_workers, || {
+        load_here(config, hub, files, tokenizer, started)
+    })
 }
 
 fn load_here(

@@ -126,7 +126,7 @@ pub(crate) fn on_threads<T: Send>(
     }
 }
 
-pub(crate) fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+fn pool(threads: usize) -> Result<rayon::ThreadPool> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()

@@ -40,39 +40,20 @@ pub struct Plateau {
     pub reset_start: u64,
 }
 
+/// Arguments of both schedules.
+const SHARED: [&str; 8] =
+    ["mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps"];
+
 impl Plateau {
     /// `ReduceLROnPlateau`'s arguments.
     pub(super) fn reducing(args: &Args) -> Result<Plateau, ScheduleError> {
-        args.only(&[
-            "mode",
-            "factor",
-            "patience",
-            "threshold",
-            "threshold_mode",
-            "cooldown",
-            "min_lr",
-            "eps",
-        ])?;
+        args.only(&SHARED)?;
         Ok(Plateau { max_lr: f64::INFINITY, ..Plateau::read(args, 0.1, 1e-4, true, 0.0)? })
     }
 
     /// `GreedyLR`'s arguments.
     pub(super) fn greedy(args: &Args) -> Result<Plateau, ScheduleError> {
-        args.only(&[
-            "mode",
-            "factor",
-            "patience",
-            "threshold",
-            "threshold_mode",
-            "cooldown",
-            "warmup",
-            "min_lr",
-            "max_lr",
-            "eps",
-            "smooth",
-            "window_size",
-            "reset_start",
-        ])?;
+        args.only(&[&SHARED[..], &["warmup", "max_lr", "smooth", "window_size", "reset_start"]].concat())?;
         let window = args.whole("window_size", 1)?.unwrap_or(50);
         Ok(Plateau {
             raises: true,
