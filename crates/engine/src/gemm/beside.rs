@@ -67,9 +67,8 @@ pub(super) fn sum_of_products<K: Kernel, E: Element>(
     };
     match thin {
         Thin::First(a, b) => {
-            let stride = a.cols.next_multiple_of(K::UNIT * K::PAIR);
-            let split: Vec<bf16> = split_rows(&a, &both, stride);
-            product(Term::new(Mat::strided(&split, rows, a.cols, stride), b), to);
+            let split: Vec<bf16> = split_rows(&a, &both);
+            product(Term::new(Mat::new(&split, rows, a.cols), b), to);
             pool::keep(split);
         }
         Thin::Second(a, b) => {

@@ -274,14 +274,14 @@ fn rows<'a, K: Kernel>(a: Operand<'_>, parts: &[Half], scale: f32) -> (Cow<'a, [
     (Cow::Owned(copy), stride)
 }
 
-/// The rows of each of `parts` of a, one part after the other, filled up with zeros to `stride`.
-pub(super) fn split_rows<A: Element, E: Element>(a: &Mat<'_, A>, parts: &[Half], stride: usize) -> Vec<E> {
+/// The rows of each of `parts` of a, one part after the other.
+pub(super) fn split_rows<A: Element, E: Element>(a: &Mat<'_, A>, parts: &[Half]) -> Vec<E> {
     let (m, k) = (a.rows, a.cols);
-    let mut copy = pool::any::<E>(parts.len() * m * stride);
-    for (&part, copy) in parts.iter().zip(copy.chunks_exact_mut((m * stride).max(1))) {
+    let mut copy = pool::any::<E>(parts.len() * m * k);
+    for (&part, copy) in parts.iter().zip(copy.chunks_exact_mut((m * k).max(1))) {
         match a.is_row_major() {
-            true => halves(&[part], a.data, a.row_stride, k, 1.0, copy, stride),
-            false => turned(a, &[part], 1.0, copy, stride),
+            true => halves(&[part], a.data, a.row_stride, k, 1.0, copy, k),
+            false => turned(a, &[part], 1.0, copy, k),
         }
     }
     copy

@@ -225,6 +225,27 @@ fn what_lies_beside_a_matrix_does_not_reach_the_product() {
     let term = Term::new(Mat::strided(&a, m, k, 4), Mat::strided(&b, n, k, 4).t());
     sum_of_products(MatMut::new(&mut c, m, n), false, &[term], Finish::default(), Threads::All);
     assert!(c.iter().all(|&c| c == 3.0));
+    // Thin products of parts of wider matrices, into a part of one: what lies between its rows stays.
+    let (m, n, k) = (40, 70, 33);
+    let wide = |rows: usize, cols: usize| -> Vec<bf16> {
+        (0..rows * (cols + 5)).map(|i| if i % (cols + 5) < cols { bf16::ONE } else { bf16::NAN }).collect()
+    };
+    let f32s = |x: Vec<bf16>| -> Vec<f32> { x.into_iter().map(bf16::to_f32).collect() };
+    let (x, dy) = (wide(m, k), wide(k, n));
+    let (second, first) = (f32s(wide(k, 8)), f32s(wide(8, k)));
+    for (rows, cols, term) in [
+        (m, 8, Term::new(Mat::strided(&x, m, k, k + 5), Mat::strided(&second, k, 8, 13))),
+        (8, n, Term::new(Mat::strided(&first, 8, k, k + 5), Mat::strided(&dy, k, n, n + 5))),
+        (m, n, Term::new(Mat::strided(&x, m, k, k + 5), Mat::strided(&dy, k, n, n + 5))),
+    ] {
+        let mut c = vec![bf16::ZERO; rows * (cols + 3)];
+        let to = MatMut::strided(&mut c, rows, cols, cols + 3);
+        sum_of_products(to, false, &[term], Finish::default(), Threads::All);
+        for (i, c) in c.iter().enumerate() {
+            let expected = if i % (cols + 3) < cols { 33.0 } else { 0.0 };
+            assert_eq!(c.to_f32(), expected, "{rows}x{cols}, place {i}");
+        }
+    }
 }
 
 #[test]
@@ -238,21 +259,24 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
         (4096, 8, 576),
         (8, 576, 4096),
     ] {
-        let (a, b) = (Random::new("a", m, k), Random::new("b", n, k));
         use DType::{BF16, F32};
-        for types in [[F32, F32], [BF16, BF16], [BF16, F32], [F32, BF16]] {
+        let (a, b) = (Random::new("a", m, k), Random::new("b", n, k));
+        let bt = b.transposed();
+        let types = [[F32, F32], [BF16, BF16], [BF16, F32], [F32, BF16]];
+        for (types, turned) in types.into_iter().flat_map(|types| [(types, false), (types, true)]) {
+            let b = if turned { bt.operand(types[1]) } else { b.operand(types[1]).t() };
             let run = |threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| {
                     let mut c = vec![0f32; m * n];
-                    let term = Term { a: a.operand(types[0]), b: b.operand(types[1]).t(), scale: 1.0 };
+                    let term = Term { a: a.operand(types[0]), b, scale: 1.0 };
                     let c_mat = MatMut::new(&mut c, m, n);
                     sum_of_products(c_mat, false, &[term], Finish::default(), Threads::All);
                     c
                 })
             };
             let one = run(1);
-            assert!(one == run(2) && one == run(5), "{m}x{n}x{k} {types:?} differs");
+            assert!(one == run(2) && one == run(5), "{m}x{n}x{k} {types:?} {turned} differs");
         }
     }
 }
