@@ -1,19 +1,27 @@
 //! Blocks that are computed again in the backward pass: the same numbers as without, for less memory.
 
+use std::sync::{Mutex, PoisonError};
+
+use loratune_engine::profile::{self, Pass};
 use loratune_engine::{DType, Device, cuda};
 use loratune_model::adapter::{AdapterSpec, Targets};
 use loratune_model::bench::{StepBench, spec};
 use loratune_model::decoder::Dtypes;
 use serde_json::json;
 
-/// Losses of three steps, and the adapter after them.
-fn steps(
-    recomputes: bool,
-    targets: &Targets,
-    use_dora: bool,
-    dtype: DType,
-    device: Device,
-) -> (Vec<f64>, Vec<Vec<u64>>) {
+/// The profile is the whole process's.
+static PROFILE: Mutex<()> = Mutex::new(());
+
+/// What three steps did.
+struct Steps {
+    losses: Vec<f64>,
+    /// The adapter after them, as bits.
+    adapter: Vec<Vec<u64>>,
+    /// Forward passes of linear layers.
+    passes: u64,
+}
+
+fn steps(recomputes: bool, targets: &Targets, use_dora: bool, dtype: DType, device: Device) -> Steps {
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
         "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -31,10 +39,15 @@ fn steps(
     let model = spec(&config).unwrap();
     let mut bench = StepBench::new(&model, Dtypes::both(dtype), &adapter, 2, 21, 2, device).unwrap();
     bench.set_recomputes(recomputes);
+    let alone = PROFILE.lock().unwrap_or_else(PoisonError::into_inner);
+    profile::start();
     let losses = (0..3).map(|_| bench.step().unwrap()).collect();
+    let counted = profile::stop();
+    drop(alone);
+    let linear = counted.iter().find(|entry| (entry.0, entry.1) == ("linear", Pass::Forward));
     let params = bench.params();
     let bits = |id| params.value(id).to_f64_vec().iter().map(|x: &f64| x.to_bits()).collect();
-    (losses, params.ids().map(bits).collect())
+    Steps { losses, adapter: params.ids().map(bits).collect(), passes: linear.unwrap().2.calls }
 }
 
 fn same(device: Device) {
@@ -43,8 +56,13 @@ fn same(device: Device) {
     for (targets, use_dora) in [(&Targets::AllLinear, false), (&Targets::AllLinear, true), (&last, false)] {
         for dtype in [DType::F32, DType::BF16] {
             let [kept, again] = [false, true].map(|r| steps(r, targets, use_dora, dtype, device));
-            assert!(kept == again, "dora {use_dora} in {dtype} on {device}: {:?} {:?}", kept.0, again.0);
-            assert!(kept.0[2] < kept.0[0], "{:?}", kept.0);
+            let case = format!("dora {use_dora} in {dtype} on {device}");
+            assert!(kept.losses == again.losses, "{case}: {:?} {:?}", kept.losses, again.losses);
+            assert!(kept.adapter == again.adapter, "{case}: another adapter");
+            assert!(kept.losses[2] < kept.losses[0], "{case}: {:?}", kept.losses);
+            // All blocks again, or the last two of three.
+            let blocks = if matches!(targets, Targets::AllLinear) { 3 } else { 2 };
+            assert_eq!(again.passes, kept.passes + kept.passes * blocks / 3, "{case}: of {}", kept.passes);
         }
     }
 }
