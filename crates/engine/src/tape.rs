@@ -75,6 +75,10 @@ impl Source {
 /// What an op leaves on the tape.
 pub(crate) trait Backward: Send {
     fn name(&self) -> &'static str;
+    /// Whether the profile counts it as one op; of several, each counts itself.
+    fn is_profiled(&self) -> bool {
+        true
+    }
     /// Takes the gradient of the output and adds the gradients of the inputs. What was saved is freed on the way.
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()>;
 }
@@ -308,7 +312,7 @@ impl<'p> Tape<'p> {
             let node = &mut self.nodes[i];
             let (Some(dy), Some(op)) = (by_node[i].take()?, node.op.take()) else { continue };
             check_shape(op.name(), "gradient of the output", dy.shape(), &node.shape)?;
-            let _span = profile::span(op.name(), Pass::Backward);
+            let _span = op.is_profiled().then(|| profile::span(op.name(), Pass::Backward));
             let mut sink = Sink { by_node: &mut by_node, by_param: gradients, params: self.params };
             op.backward(dy, &mut sink)?;
         }

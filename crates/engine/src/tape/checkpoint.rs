@@ -35,6 +35,9 @@ impl Backward for Again {
     fn name(&self) -> &'static str {
         "checkpoint"
     }
+    fn is_profiled(&self) -> bool {
+        false
+    }
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
         let mut tape = Tape { sites: self.sites, ..Tape::new(grads.params, self.mode) };
         let arrived = Arc::new(Mutex::new(None));
