@@ -229,8 +229,9 @@ pub fn render(template: &ChatTemplate, messages: &[Message]) -> Result<String> {
 /// asleep for every product.
 ///
 /// # Errors
-/// The command's, or if the system refuses the threads.
+/// The command's, or if the system refuses the threads or the processor what LORATUNE_ISA asks for.
 pub fn on_threads<T: Send>(global: &Global, command: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    loratune_engine::Isa::choose().map_err(|e| Usage(e.to_string()))?;
     // As much as a main thread has.
     const STACK: usize = 8 << 20;
     let threads = rayon::ThreadPoolBuilder::new().stack_size(STACK).thread_name(|i| format!("loratune {i}"));

@@ -374,3 +374,14 @@ mod disk {
         Ran::of(ran).fails(1, &["No space left on device"]);
     }
 }
+
+#[test]
+fn an_instruction_set_that_the_processor_does_not_have_is_refused() {
+    let place = Place::new();
+    let asked = |isa: &str| {
+        let mut command = place.command(&["inspect", &model(BASE)]);
+        Ran::of(command.env("LORATUNE_ISA", isa).output().unwrap())
+    };
+    asked("amd").fails(2, &["LORATUNE_ISA=amd", "expected", "portable"]);
+    asked("portable").ok();
+}
