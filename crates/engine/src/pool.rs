@@ -14,7 +14,7 @@ use crate::{DType, Element};
 const LEAST_BYTES: usize = 64 << 10;
 
 /// Kept whatever is asked for: sizes that one half of a step leaves behind are those that the other asks for.
-const SLACK_BYTES: usize = 512 << 20;
+pub(crate) const SLACK_BYTES: usize = 512 << 20;
 
 #[derive(Default)]
 struct Pool {
@@ -43,6 +43,16 @@ fn class_above(n: usize) -> usize {
 /// The largest class that n elements hold.
 fn class_below(n: usize) -> usize {
     n - n % step(n)
+}
+
+/// Whether memory of this size is kept.
+pub(crate) fn keeps(bytes: usize) -> bool {
+    bytes >= LEAST_BYTES
+}
+
+/// The memory that so many bytes take, for planning: of a class, as near as bytes of an unknown type tell it.
+pub(crate) fn block(bytes: usize) -> usize {
+    if keeps(bytes) { class_above(bytes) } else { bytes }
 }
 
 fn key(dtype: DType, class: usize) -> (u8, usize) {

@@ -49,7 +49,11 @@ impl Var {
     /// The same value, computed again where it is needed in the backward pass instead of being kept.
     pub(crate) fn with_recipe(self, make: impl FnOnce() -> Arc<Recipe>) -> Var {
         // On the CPU passes over memory cost more than the memory.
-        let recipe = (self.node.is_some() && self.value.cuda().is_some()).then(make);
+        let recipe = self
+            .value
+            .cuda()
+            .filter(|there| self.node.is_some() && !there.device().plans_processor())
+            .map(|_| make());
         Var { recipe, ..self }
     }
 

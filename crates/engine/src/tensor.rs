@@ -5,7 +5,7 @@ use std::sync::Arc;
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::cuda::{CudaBuffer, CudaDevice};
+use crate::cuda::{CudaBuffer, CudaDevice, Factor};
 use crate::error::{Error, Result};
 use crate::isa::vectorised;
 use crate::ops::elementwise;
@@ -190,6 +190,30 @@ impl Tensor {
         let buffer = buffer.into();
         debug_assert_eq!(buffer.len(), shape.iter().product::<usize>());
         Tensor { shape: shape.to_vec(), storage: Storage::Cuda(buffer) }
+    }
+
+    /// A tensor on a card from little-endian bytes, such as those of a mapped file, which become no tensor in the host's memory
+    /// on the way; nothing if one of the numbers is not finite.
+    ///
+    /// # Errors
+    /// If there are not as many bytes as the shape asks for, or the card can't be used or has no room.
+    pub fn from_bytes_on(
+        ordinal: usize,
+        dtype: DType,
+        shape: &[usize],
+        bytes: &[u8],
+    ) -> Result<Option<Tensor>> {
+        let n = shape.iter().try_fold(dtype.size(), |n, &d| n.checked_mul(d));
+        if n != Some(bytes.len()) {
+            return Err(Error::Shape {
+                op: "tensor",
+                what: format!("bytes of shape {shape:?}"),
+                expected: format!("{n:?} bytes"),
+                got: format!("{}", bytes.len()),
+            });
+        }
+        let there = CudaBuffer::of_bytes(&CudaDevice::get(ordinal)?, dtype, bytes)?;
+        Ok(there.map(|buffer| Tensor::on_cuda(buffer, shape)))
     }
 
     /// The same tensor on a device; itself if it is there.
@@ -507,11 +531,34 @@ pub(crate) fn zip_mut<A: Element, B: Element, F: Fn(&mut A, &B) + Sync>(a: &mut 
 }
 
 impl Tensor {
-    /// factor · self `[m, k]` · other `[k, n]`, for work outside the tape.
+    /// selfᵀ · other for self `[k, m]` and other `[k, n]` of one type on a card, for work outside the tape.
+    ///
+    /// # Errors
+    /// If the shapes do not fit, or a tensor is elsewhere.
+    pub fn transposed_matmul(&self, other: &Tensor) -> Result<Tensor> {
+        let (k, m, n) = (self.rows(), self.cols(), other.cols());
+        crate::error::check_shape("matmul", "second operand", other.shape(), &[k, n])?;
+        let device = self.card()?;
+        let there = |what, t| elementwise::on("matmul", what, t, device, self.dtype());
+        let (a, b) = (there("the first operand", self)?, there("the second operand", other)?);
+        let c = CudaBuffer::any(device, self.dtype(), m * n)?;
+        let factors = (Factor::new(a, k, m).t(), Factor::new(b, k, n));
+        device.product(Factor::new(&c, m, n), factors.0, factors.1, 1.0, false)?;
+        Ok(Tensor::on_cuda(c, &[m, n]))
+    }
+
+    /// factor · self `[m, k]` · other `[k, n]`, for work outside the tape. On a card both are of one type, and so is the result.
     pub fn matmul(&self, other: &Tensor, factor: f64) -> Result<Tensor> {
         use crate::gemm::{Mat, MatMut, Threads, matmul};
         let (m, k, n) = (self.rows(), self.cols(), other.cols());
         crate::error::check_shape("matmul", "second operand", other.shape(), &[k, n])?;
+        if let Some(a) = self.cuda() {
+            let b = elementwise::on("matmul", "the second operand", other, a.device(), self.dtype())?;
+            let c = CudaBuffer::any(a.device(), self.dtype(), m * n)?;
+            let factors = (Factor::new(a, m, k), Factor::new(b, k, n));
+            a.device().product(Factor::new(&c, m, n), factors.0, factors.1, factor, false)?;
+            return Ok(Tensor::on_cuda(c, &[m, n]));
+        }
         crate::dispatch_real!(self.dtype(), R => {
             let (a, b) = (self.reals::<R>(), other.reals::<R>());
             let mut c = pool::any::<R>(m * n);

@@ -1,6 +1,7 @@
 //! The arguments of every command.
 
 mod bench;
+mod estimate;
 mod export;
 mod push;
 mod tools;
@@ -13,6 +14,7 @@ use loratune_engine::DType;
 use loratune_train::config::KEYS;
 
 pub use bench::{BenchArgs, BenchCommand, BenchMethod, BenchOpsArgs, BenchStepArgs};
+pub use estimate::EstimateArgs;
 pub use export::{ExportArgs, GgufArg, gigabytes};
 pub use push::PushArgs;
 pub use tools::{CombineArgs, ConvertArgs, ConvertTo, MergeArgs, StorageDtype, SvdKind, UnmergeArgs};
@@ -74,6 +76,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Describe a model, an adapter, or how a dataset is rendered and masked.
     Inspect(InspectArgs),
+    /// Say what memory a run takes, before anything is loaded.
+    Estimate(EstimateArgs),
     /// Time training steps and ops on this machine.
     Bench(BenchArgs),
 }

@@ -53,6 +53,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => commands::inspect::run(args)?,
         Command::Generate(args) => commands::generate::run(args, global)?,
         Command::Bench(args) => commands::bench::run(args)?,
+        Command::Estimate(args) => commands::estimate::run(args, global)?,
         Command::Eval(args) => commands::eval::run(args, global)?,
     }
     Ok(ExitCode::SUCCESS)

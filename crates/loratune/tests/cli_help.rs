@@ -4,7 +4,7 @@ mod common;
 
 use common::{Place, model, rows};
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "export",
     "quickstart",
     "train",
@@ -18,6 +18,7 @@ const COMMANDS: [&str; 13] = [
     "eval",
     "inspect",
     "bench",
+    "estimate",
 ];
 
 /// Compares with a file in `snapshots/`; LORATUNE_UPDATE_SNAPSHOTS=1 writes it instead.

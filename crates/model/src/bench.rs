@@ -1,5 +1,6 @@
 //! A training step of a model of some shape with random weights, to be timed.
 
+use loratune_engine::bench::quick;
 use loratune_engine::ops::{AdamW, AdamWSteps};
 use loratune_engine::rng::Key;
 use loratune_engine::{DType, Device, Gradients, Mode, Params, Tape, Tensor};
@@ -38,7 +39,7 @@ pub fn shape(name: &str) -> Option<Value> {
     }))
 }
 
-/// Weights that cost little to draw: uniform with a standard deviation near 0.02, norms of ones.
+/// Weights that cost little to draw, with a standard deviation near 0.02, and norms of ones.
 #[derive(Clone, Copy, Debug)]
 pub struct QuickWeights {
     pub seed: u64,
@@ -46,26 +47,16 @@ pub struct QuickWeights {
 
 impl WeightSource for QuickWeights {
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        use rayon::prelude::*;
+        self.tensor_on(Device::Cpu, name, shape, dtype)
+    }
+
+    fn tensor_on(&self, device: Device, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
         if shape.len() == 1 {
-            return Ok(Tensor::from_vec(vec![1f32; shape[0]], shape)?.to_dtype(dtype));
+            let ones = Tensor::from_vec(vec![1f32; shape[0]], shape)?.to_dtype(dtype);
+            return Ok(ones.to_device(device)?);
         }
         let start = Key::new(self.seed).named(name).words(0)[0];
-        let draw = |i: usize| {
-            let mixed = (i as u32 ^ start).wrapping_mul(0x9e37_79b1);
-            let mixed = (mixed ^ (mixed >> 15)).wrapping_mul(0x85eb_ca6b);
-            ((mixed >> 8) as f32 / (1 << 24) as f32 - 0.5) * 0.07
-        };
-        let n = shape.iter().product();
-        Ok(match dtype {
-            DType::BF16 => {
-                let data: Vec<half::bf16> =
-                    (0..n).into_par_iter().map(|i| half::bf16::from_f32(draw(i))).collect();
-                Tensor::from_vec(data, shape)?
-            }
-            _ => Tensor::from_vec((0..n).into_par_iter().map(draw).collect::<Vec<f32>>(), shape)?
-                .to_dtype(dtype),
-        })
+        Ok(quick(start, shape, dtype, device)?)
     }
 }
 
@@ -95,8 +86,11 @@ impl StepBench {
         device: Device,
     ) -> Result<StepBench> {
         let mut params = Params::new();
+        // DoRA's norms are taken of weights in the host's memory.
+        let drawn_on = if adapter.use_dora { Device::Cpu } else { device };
         let source = QuickWeights { seed: 0 };
-        let mut decoder = Decoder::build(model, &source, dtypes, &mut params, &adapter.trained(model)?)?;
+        let trained = adapter.trained(model)?;
+        let mut decoder = Decoder::build_on(drawn_on, model, &source, dtypes, &mut params, &trained)?;
         attach(&mut decoder, &mut params, adapter, Start::Fresh { seed: 0 }, &source)?;
         decoder.to_device(device)?;
         params.to_device(device)?;

@@ -8,7 +8,7 @@
 
 use faer::{Mat, MatRef, Side};
 use loratune_engine::rng::Key;
-use loratune_engine::{DType, Tensor};
+use loratune_engine::{DType, Device, Tensor};
 
 /// What can be wrong with a matrix.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +56,8 @@ fn check(op: &'static str, w: &Tensor, rank: usize) -> Result<(usize, usize)> {
     if rank == 0 || rank > rows.min(cols) {
         return Err(Error::Rank { op, rank, rows, cols });
     }
-    if !w.is_finite() {
+    // What is on a card was looked at when it came there; looking again would bring it back.
+    if w.device() == Device::Cpu && !w.is_finite() {
         let bad = w.reals::<f64>().iter().position(|x| !x.is_finite()).unwrap_or_default();
         return Err(Error::NotFinite { op, row: bad / cols, col: bad % cols });
     }
@@ -203,7 +204,7 @@ fn orthonormal(row_major: &Tensor) -> Mat<f64> {
 
 /// Nearly the `rank` largest singular triplets of `w` `[m, n]`, by random projection (Halko, Martinsson, Tropp,
 /// arXiv 0909.4061, algorithms 4.4 and 5.1): a range from `iterations` power iterations, orthonormalised after every
-/// product, then the exact decomposition inside it. The products with W are f32, the rest is f64. The error falls with
+/// product, then the exact decomposition inside it. The products with W are f32 and on its device, the rest is f64 on the host. The error falls with
 /// (σₗ₊₁/σᵣ)^(2·iterations + 1), where l is the rank and 8 more; W's own values decide how many are enough (PiSSA
 /// takes 4 to 16). The draws are a function of `key` only.
 ///
@@ -214,14 +215,20 @@ pub fn svd_lowrank(w: &Tensor, rank: usize, iterations: usize, key: Key) -> Resu
     let (m, n) = check(OP, w, rank)?;
     let w = w.to_dtype(DType::F32);
     let l = (rank + OVERSAMPLING).min(m).min(n);
+    if w.device() != Device::Cpu
+        && let Some(triplets) = on_card(OP, &w, l, iterations, key)?
+    {
+        return triplets.finish(OP, rank);
+    }
     let overflow = || Error::Failed { op: OP, rows: m, cols: n, why: "a product is too large for f32" };
-    // W·X and Xᵀ·W in f32; both are finite or an error, because the decompositions below need it.
-    let times = |x: &Mat<f64>| -> Result<Tensor> {
-        Some(w.matmul(&tensor(x.as_ref())?, 1.0)?).filter(Tensor::is_finite).ok_or_else(overflow)
+    // W·X and Xᵀ·W in f32, where W is; both are finite or an error, because the decompositions below need it.
+    let there = |x: MatRef<'_, f64>| -> Result<Tensor> { Ok(tensor(x)?.to_device(w.device())?) };
+    let here = |product: Tensor| -> Result<Tensor> {
+        Some(product.to_device(Device::Cpu)?).filter(Tensor::is_finite).ok_or_else(overflow)
     };
+    let times = |x: &Mat<f64>| here(w.matmul(&there(x.as_ref())?, 1.0)?);
     let under = |x: &Mat<f64>| -> Result<Mat<f64>> {
-        let product = tensor(x.transpose())?.matmul(&w, 1.0)?;
-        let product = Some(product).filter(Tensor::is_finite).ok_or_else(overflow)?;
+        let product = here(there(x.transpose())?.matmul(&w, 1.0)?)?;
         Ok(MatRef::from_row_major_slice(&product.reals::<f64>(), l, n).to_owned())
     };
     let sketch = Mat::from_fn(n, l, |i, j| key.normal((i * l + j) as u64));
@@ -233,6 +240,76 @@ pub fn svd_lowrank(w: &Tensor, rank: usize, iterations: usize, key: Key) -> Resu
     // W ≈ Q·(QᵀW); the small factor's triplets are found tall, as (QᵀW)ᵀ.
     let inside = full(OP, under(&q)?.transpose())?.swapped();
     Triplets { u: &q * &inside.u, ..inside }.finish(OP, rank)
+}
+
+/// The same of a W on a card, where everything stays that is as long as W; `None` where its bases can't be found so. An orthonormal basis
+/// of Y is Y·R⁻¹ with YᵀY = RᵀR (Cholesky's factor, of the host): as good as Householder's while the square of Y's condition is far from
+/// 1/ε of f32, and made twice (Yamamoto et al., 2015) where it has to be orthonormal itself.
+fn on_card(op: &'static str, w: &Tensor, l: usize, iterations: usize, key: Key) -> Result<Option<Triplets>> {
+    let (n, device) = (w.cols(), w.device());
+    let basis = |y: Tensor| -> Result<Option<Tensor>> {
+        let gram = y.transposed_matmul(&y)?.to_device(Device::Cpu)?;
+        let gram = gram.reals::<f64>();
+        let gram = MatRef::from_row_major_slice(&gram, l, l);
+        // Rounded in f32, it is not quite symmetric.
+        let gram = Mat::from_fn(l, l, |i, j| 0.5 * (gram[(i, j)] + gram[(j, i)]));
+        let Some(inverse) = inverse_of_factor(&gram) else { return Ok(None) };
+        Ok(Some(y.matmul(&tensor(inverse.as_ref())?.to_device(device)?, 1.0)?))
+    };
+    let sketch: Vec<f32> = (0..(n * l) as u64).map(|i| key.normal(i) as f32).collect();
+    let mut z = Tensor::from_vec(sketch, &[n, l])?.to_device(device)?;
+    for _ in 0..iterations {
+        let Some(q) = basis(w.matmul(&z, 1.0)?)? else { return Ok(None) };
+        let Some(next) = basis(w.transposed_matmul(&q)?)? else { return Ok(None) };
+        z = next;
+    }
+    let Some(q) = basis(w.matmul(&z, 1.0)?)? else { return Ok(None) };
+    let Some(q) = basis(q)? else { return Ok(None) };
+    // W ≈ Q·(QᵀW), whose triplets are found tall.
+    let (q, inside) = (q.to_device(Device::Cpu)?, w.transposed_matmul(&q)?.to_device(Device::Cpu)?);
+    if !(q.is_finite() && inside.is_finite()) {
+        return Ok(None);
+    }
+    let (q, inside) = (q.reals::<f64>(), inside.reals::<f64>());
+    let inside = exact(op, MatRef::from_row_major_slice(&inside, n, l), l)?.swapped();
+    let q = MatRef::from_row_major_slice(&q, w.rows(), l);
+    Ok(Some(Triplets { u: q * &inside.u, ..inside }))
+}
+
+/// The least ratio of the smallest to the largest of R's diagonal at which f32's Gram matrix is good for a basis.
+const LEAST_PIVOT: f64 = 2e-3;
+
+/// R⁻¹ of a positive definite RᵀR with R upper triangular; `None` if it is not, or nearly not.
+fn inverse_of_factor(gram: &Mat<f64>) -> Option<Mat<f64>> {
+    let l = gram.nrows();
+    let mut r = Mat::<f64>::zeros(l, l);
+    for i in 0..l {
+        let below: f64 = (0..i).map(|k| r[(k, i)] * r[(k, i)]).sum();
+        let pivot = gram[(i, i)] - below;
+        // Not a plain `<`: a NaN must not pass.
+        if !(pivot > 0.0 && pivot.is_finite()) {
+            return None;
+        }
+        r[(i, i)] = pivot.sqrt();
+        for j in i + 1..l {
+            let below: f64 = (0..i).map(|k| r[(k, i)] * r[(k, j)]).sum();
+            r[(i, j)] = (gram[(i, j)] - below) / r[(i, i)];
+        }
+    }
+    let pivots = (0..l).map(|i| r[(i, i)]);
+    let (least, most) = pivots.fold((f64::INFINITY, 0.0f64), |(a, b), x| (a.min(x), b.max(x)));
+    if least < LEAST_PIVOT * most {
+        return None;
+    }
+    let mut inverse = Mat::<f64>::zeros(l, l);
+    for j in 0..l {
+        inverse[(j, j)] = 1.0 / r[(j, j)];
+        for i in (0..j).rev() {
+            let sum: f64 = (i + 1..=j).map(|k| r[(i, k)] * inverse[(k, j)]).sum();
+            inverse[(i, j)] = -sum / r[(i, i)];
+        }
+    }
+    Some(inverse)
 }
 
 /// The leading part of W = Q·R for OLoRA (arXiv 2406.01775): `(Q[:, :rank]` `[m, rank]`, `R[:rank]` `[rank, n])`.

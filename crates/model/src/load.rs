@@ -1,6 +1,6 @@
 //! From files to a decoder, and back.
 
-use loratune_engine::{DType, Params, Tensor};
+use loratune_engine::{DType, Device, Params, Tensor};
 
 use crate::decoder::{Decoder, Dtypes, RandomWeights, Trained, WeightSource};
 use crate::error::{Error, Result};
@@ -12,6 +12,19 @@ impl WeightSource for ModelFiles {
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let raw = self.tensors.read(name)?;
         crate::adapter::dense(name, &raw, shape, dtype)
+    }
+
+    fn tensor_on(&self, device: Device, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let raw = self.tensors.read(name)?;
+        if let Device::Cuda(ordinal) = device
+            && raw.dtype == FileDType::from(dtype)
+            && raw.shape == shape
+            && let Some(tensor) = Tensor::from_bytes_on(ordinal, dtype, shape, &raw.bytes)?
+        {
+            return Ok(tensor);
+        }
+        // Converted, or wrong: then the reading by the host says in what.
+        Ok(crate::adapter::dense(name, &raw, shape, dtype)?.to_device(device)?)
     }
 }
 
@@ -26,9 +39,23 @@ pub fn decoder(
     params: &mut Params,
     trained: &Trained,
 ) -> Result<Decoder> {
+    decoder_on(Device::Cpu, files, dtypes, params, trained)
+}
+
+/// The same with the frozen weights on a device, where those that need no conversion go straight from the files.
+///
+/// # Errors
+/// As of [`decoder`], or if the device can't be used or has no room.
+pub fn decoder_on(
+    device: Device,
+    files: &ModelFiles,
+    dtypes: Dtypes,
+    params: &mut Params,
+    trained: &Trained,
+) -> Result<Decoder> {
     let spec = &files.config.spec;
     check_names(files, spec)?;
-    Decoder::build(spec, files, dtypes, params, trained)
+    Decoder::build_on(device, spec, files, dtypes, params, trained)
 }
 
 /// A decoder of the same configuration with random weights.

@@ -1,7 +1,7 @@
 //! Steps of small models on an NVIDIA card beside the CPU's. Skipped, and says so, where there is no card.
 
 use loratune_engine::{DType, Device, cuda};
-use loratune_model::adapter::{AdapterSpec, Targets};
+use loratune_model::adapter::{AdapterSpec, Init, Targets};
 use loratune_model::bench::{StepBench, spec};
 use loratune_model::decoder::Dtypes;
 use serde_json::{Value, json};
@@ -99,4 +99,25 @@ fn two_runs_give_the_same_bytes() {
             assert!(run() == run(), "dora {use_dora}, {dtype}");
         }
     }
+}
+
+/// PiSSA's decomposition multiplies where W is; both find the same adapter, and the base without it.
+#[test]
+fn an_adapter_that_starts_from_the_weights_is_found_on_a_card() {
+    let Some(device) = card() else { return };
+    let adapter = AdapterSpec { init: Init::PissaNiter(8), ..adapter(false, 0.0) };
+    let start = |device| {
+        let spec = spec(&llama()).unwrap();
+        let mut bench = StepBench::new(&spec, Dtypes::both(DType::F32), &adapter, 3, 70, 1, device).unwrap();
+        let params = bench.params();
+        let numbers: Vec<f64> = params.ids().flat_map(|id| params.value(id).to_f64_vec()).collect();
+        (numbers, bench.step().unwrap())
+    };
+    let ((there, loss_there), (here, loss_here)) = (start(device), start(Device::Cpu));
+    let largest = here.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    for (a, b) in there.iter().zip(&here) {
+        // Random weights have no gap in their spectrum: the last directions turn easily.
+        assert!((a - b).abs() < 0.02 * largest, "{a} {b}");
+    }
+    assert!((loss_there / loss_here - 1.0).abs() < 1e-4, "{loss_there} {loss_here}");
 }

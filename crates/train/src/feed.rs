@@ -23,6 +23,8 @@ pub struct Feed {
     pub eval_sets: Vec<(String, Range<usize>)>,
     batch_size: usize,
     accumulation: usize,
+    /// Rows that are computed at a time.
+    micro_batch: usize,
     eval_batch_size: usize,
     batches_per_epoch: usize,
     /// Digest of every token and label, in order; of a stream, of its files and settings.
@@ -61,6 +63,7 @@ impl Feed {
             eval,
             eval_sets: Vec::new(),
             batch_size,
+            micro_batch: batch_size,
             accumulation: config.gradient_accumulation_steps as usize,
             eval_batch_size: config.per_device_eval_batch_size as usize,
         }
@@ -74,11 +77,26 @@ impl Feed {
             eval,
             eval_sets: Vec::new(),
             batch_size: config.per_device_train_batch_size as usize,
+            micro_batch: config.per_device_train_batch_size as usize,
             accumulation,
             eval_batch_size: config.per_device_eval_batch_size as usize,
             batches_per_epoch: config.max_steps.0.unwrap_or(1) as usize * accumulation,
             digest,
         }
+    }
+
+    /// Rows of a step, but for an epoch's last one.
+    pub fn rows_per_step(&self) -> usize {
+        self.batch_size * self.accumulation
+    }
+
+    /// Has so many of a step's rows computed at a time; the steps stay what they are.
+    pub fn set_micro_batch(&mut self, rows: usize) {
+        self.micro_batch = rows.max(1);
+    }
+
+    pub fn micro_batch(&self) -> usize {
+        self.micro_batch
     }
 
     /// Examples to train on; `None` of a stream, which has no end.
@@ -92,6 +110,24 @@ impl Feed {
     /// A digest of every token and label of the run's data, in order.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// The lengths of the `count` longest rows in tokens, the longest first; `None` of a stream. A batch of more rows than that
+    /// has none longer.
+    pub fn longest_rows(&self, count: usize) -> Option<Vec<usize>> {
+        let Train::Rows { examples, plan, .. } = &self.train else { return None };
+        let rows = plan.rows(0);
+        let length = |row: &Vec<usize>| row.iter().map(|&i| examples.length(i)).sum::<usize>();
+        let mut lengths: Vec<usize> = rows.iter().map(length).collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.truncate(count);
+        Some(lengths)
+    }
+
+    /// Tokens in an epoch; `None` of a stream.
+    pub fn tokens_per_epoch(&self) -> Option<u64> {
+        let Train::Rows { plan, .. } = &self.train else { return None };
+        Some(plan.lengths.iter().map(|&n| n as u64).sum())
     }
 
     /// Rows in an epoch: examples, or packs of them.
@@ -126,7 +162,7 @@ impl Feed {
     /// # Errors
     /// A row of a stream that cannot be used.
     pub fn window(&self, step: u64) -> Result<Vec<Batch>> {
-        let window = self.batch_size * self.accumulation;
+        let window = self.rows_per_step();
         let rows: Vec<Vec<Example>> = match &self.train {
             Train::Stream(stream) => stream.borrow_mut().window(step, window)?,
             Train::Rows { examples, plan, cached } => {
@@ -143,7 +179,7 @@ impl Feed {
                 rows.map(|row| row.iter().map(|&i| examples.get(i)).collect()).collect()
             }
         };
-        let batches = rows.chunks(self.batch_size).map(|rows| {
+        let batches = rows.chunks(self.micro_batch).map(|rows| {
             let tokens = |row: &Vec<Example>| row.iter().map(|e| e.input_ids.len()).sum();
             let longest_row = rows.iter().map(tokens).max().unwrap_or(0);
             Batch { longest_row, ..batch(rows.iter().flatten()) }

@@ -85,7 +85,7 @@ pub fn dtypes(config: &RunConfig) -> Dtypes {
 ///
 /// # Errors
 /// If a token that is written out is not in the vocabulary.
-fn token_indices(config: &RunConfig, tokenizer: &TokenizerBundle) -> Result<Option<TokenIndices>> {
+pub(crate) fn token_indices(config: &RunConfig, tokenizer: &TokenizerBundle) -> Result<Option<TokenIndices>> {
     let missing = |text: &str| {
         // A comma may be part of a token, so that it does not part a text into several.
         let many =
@@ -111,7 +111,7 @@ fn token_indices(config: &RunConfig, tokenizer: &TokenizerBundle) -> Result<Opti
 }
 
 /// The adapter that a configuration asks for; `token_indices` are its trained rows.
-fn spec_of(config: &RunConfig, token_indices: Option<TokenIndices>) -> AdapterSpec {
+pub(crate) fn spec_of(config: &RunConfig, token_indices: Option<TokenIndices>) -> AdapterSpec {
     let targets = |t: &Targets| match t {
         Targets::AllLinear => adapter::Targets::AllLinear,
         Targets::Names(n) => adapter::Targets::Names(n.clone()),
@@ -138,7 +138,8 @@ fn spec_of(config: &RunConfig, token_indices: Option<TokenIndices>) -> AdapterSp
 }
 
 impl TrainedModel {
-    /// Reads the base's weights, and attaches what is to be trained. `checkpoint` is the folder of the checkpoint that the
+    /// Reads the base's weights, frozen ones to where the run computes, and attaches what is to be trained, which is in the host's
+    /// memory until [`to_device`](TrainedModel::to_device). `checkpoint` is the folder of the checkpoint that the
     /// run will go on from, if any: what an initialiser took out of the base is taken from there, not found anew.
     pub fn open(
         config: &RunConfig,
@@ -146,6 +147,7 @@ impl TrainedModel {
         files: ModelFiles,
         tokenizer: TokenizerBundle,
         checkpoint: Option<&Path>,
+        device: Device,
     ) -> Result<TrainedModel> {
         let mut params = Params::new();
         let model = files.config.spec.clone();
@@ -170,7 +172,7 @@ impl TrainedModel {
         let dtypes = dtypes(config);
         let mut decoder = match config.train_from_scratch {
             true => load::random_decoder(&files, config.seed, dtypes, &mut params, &trained)?,
-            false => load::decoder(&files, dtypes, &mut params, &trained)?,
+            false => load::decoder_on(device, &files, dtypes, &mut params, &trained)?,
         };
         decoder.set_neftune(neftune(config));
         decoder.set_recomputes(config.gradient_checkpointing);
@@ -314,7 +316,7 @@ impl TrainedModel {
     }
 }
 
-fn neftune(config: &RunConfig) -> Option<Neftune> {
+pub(crate) fn neftune(config: &RunConfig) -> Option<Neftune> {
     let alpha = config.neftune_noise_alpha.filter(|&a| a > 0.0)?;
     let length = match config.neftune_scale {
         NeftuneScale::PerSequence => NoiseLength::Sequence,

@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use loratune_data::{DatasetHub, DatasetReport};
+use loratune_engine::cuda::{CudaDevice, Planned};
 use loratune_engine::{ChosenDevice, Device, DeviceChoice};
 
 use crate::checkpoint::{self, Output, Start};
-use crate::config::{EvalStrategy, RunConfig};
+use crate::config::{EvalStrategy, MicroBatch, RunConfig};
 use crate::data;
 use crate::error::{Error, Result};
+use crate::estimate::{Job, largest_micro_batch, lengths_of_step, limit};
 use crate::feed::Feed;
 use crate::located::Located;
 use crate::model::{Method, TrainedModel};
@@ -73,6 +75,15 @@ pub fn prepare_with(config: RunConfig, located: &Located, hub: Option<&dyn Datas
 fn prepare_here(config: RunConfig, located: &Located, hub: Option<&dyn DatasetHub>) -> Result<Prepared> {
     let (output, start) = Output::inspect(&config)?;
     let mut device = config.device.open()?;
+    // Before the model's weights take their part.
+    let free = |device: Device| -> Result<Option<u64>> {
+        Ok(match device {
+            Device::Cpu => available_memory(),
+            Device::Cuda(n) => Some(CudaDevice::get(n)?.memory()?.0 as u64),
+        })
+    };
+    let free = [device.device, Device::Cpu].map(|device| Ok((device, free(device)?)));
+    let free = free.into_iter().collect::<Result<Vec<_>>>()?;
     let started = match &start {
         Start::Resume(path) => checkpoint::started(path)?,
         Start::Fresh => {
@@ -81,12 +92,12 @@ fn prepare_here(config: RunConfig, located: &Located, hub: Option<&dyn DatasetHu
     };
     let Opened { files, tokenizer, mut vocabulary } = vocabulary::open(&config, located)?;
     // The data first: it is quick, and what is wrong in a run is most often there.
-    let (feed, report) = data::load(&config, hub, &files, &tokenizer, started)?;
+    let (mut feed, report) = data::load(&config, hub, &files, &tokenizer, started)?;
     let checkpoint = match &start {
         Start::Resume(path) => Some(path.as_path()),
         Start::Fresh => None,
     };
-    let mut model = TrainedModel::open(&config, located, files, tokenizer, checkpoint)?;
+    let mut model = TrainedModel::open(&config, located, files, tokenizer, checkpoint, device.device)?;
     model.own_tokenizer = vocabulary.own_tokenizer;
     if let (true, Some(what)) = (device.device != Device::Cpu, model.decoder.card_lacks()) {
         let why = format!("{what} are not on NVIDIA cards yet");
@@ -97,10 +108,53 @@ fn prepare_here(config: RunConfig, located: &Located, hub: Option<&dyn DatasetHu
             )));
         }
         device = ChosenDevice { device: Device::Cpu, why_cpu: Some(why) };
+        model.to_device(Device::Cpu)?;
     }
     vocabulary.notes.extend(vocabulary::untrained_note(&config, &vocabulary, &model));
-    let notes = attention_dropout_note(model.files.config.attention_dropout).into_iter().collect();
+    let mut notes: Vec<String> =
+        attention_dropout_note(model.files.config.attention_dropout).into_iter().collect();
+    notes.extend(set_micro_batch(&config, located, &model, &mut feed, device.device, &free)?);
     Ok(Prepared { config, model, feed, report, vocabulary, start, device, notes, output, started })
+}
+
+/// How many rows are computed at a time, if the configuration says something of that; what was chosen, for who watches.
+fn set_micro_batch(
+    config: &RunConfig,
+    located: &Located,
+    model: &TrainedModel,
+    feed: &mut Feed,
+    device: Device,
+    free: &[(Device, Option<u64>)],
+) -> Result<Option<String>> {
+    match config.micro_batch {
+        None => return Ok(None),
+        Some(MicroBatch::Rows(n)) => {
+            feed.set_micro_batch(n as usize);
+            return Ok(None);
+        }
+        Some(MicroBatch::Auto) => {}
+    }
+    let planned = match device {
+        Device::Cuda(n) => Planned::like(&*CudaDevice::get(n)?),
+        Device::Cpu => Planned::Processor,
+    };
+    let Some(free) = free.iter().find(|(of, _)| *of == device).and_then(|(_, free)| *free) else {
+        return Err(Error::Invalid(
+            "micro_batch is `auto`, but this system does not say how much memory is free; give a number of rows"
+                .into(),
+        ));
+    };
+    let spec = model.decoder.spec().clone();
+    let job = Job::new(config, located, &spec, Some(&model.tokenizer))?;
+    let lengths = lengths_of_step(config, Some(feed), &spec);
+    let (micro_batch, plan) = largest_micro_batch(&job, planned, &lengths, limit(planned, free as usize))?;
+    feed.set_micro_batch(micro_batch);
+    Ok(Some(format!(
+        "micro_batch: auto: {micro_batch} of a step's {} rows at a time, which take {} MB at most; {} MB are free",
+        lengths.len(),
+        plan.peak / 1_000_000,
+        free / 1_000_000
+    )))
 }
 
 fn attention_dropout_note(share: f64) -> Option<String> {
@@ -295,6 +349,19 @@ pub fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Bytes that this process could still have without other memory being written to disk, where the system tells (Linux): what is
+/// free or can be given up by the system, and within the limit of the control group.
+pub fn available_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    let free = line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024;
+    let number = |file: &str| {
+        std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse::<u64>().ok()
+    };
+    let limit = number("memory.max").zip(number("memory.current"));
+    Some(limit.map_or(free, |(most, now)| free.min(most.saturating_sub(now))))
 }
 
 #[cfg(test)]

@@ -52,6 +52,21 @@ impl CudaBuffer {
         Ok(buffer)
     }
 
+    /// From little-endian bytes, as they lie in a file; nothing if one of the numbers is not finite.
+    pub(crate) fn of_bytes(
+        device: &Arc<CudaDevice>,
+        dtype: DType,
+        bytes: &[u8],
+    ) -> Result<Option<CudaBuffer>> {
+        let buffer = CudaBuffer::any(device, dtype, bytes.len() / dtype.size())?;
+        let finite = std::sync::atomic::AtomicBool::new(true);
+        device.upload_by_pieces(buffer.pointer, bytes.len(), &mut |first, room| {
+            copy_finite(&bytes[first..][..room.len()], room, dtype, &finite);
+            Ok(())
+        })?;
+        Ok(finite.into_inner().then_some(buffer))
+    }
+
     pub(crate) fn copy(&self) -> Result<CudaBuffer> {
         let copy = CudaBuffer::any(&self.device, self.dtype, self.len)?;
         self.device.copy(copy.pointer, self.pointer, self.len * self.dtype.size())?;
@@ -87,7 +102,8 @@ impl CudaBuffer {
 
     /// The numbers in bf16.
     pub(crate) fn in_bf16(self: &Arc<Self>) -> Result<Arc<CudaBuffer>> {
-        if self.dtype == DType::BF16 {
+        // The processor's products take factors as they are.
+        if self.dtype == DType::BF16 || self.device.plans_processor() {
             return Ok(self.clone());
         }
         if let Some(made) = self.shadow.get() {
@@ -96,6 +112,32 @@ impl CudaBuffer {
         let made = Arc::new(crate::ops::elementwise::convert(self, DType::BF16)?);
         Ok(self.shadow.get_or_init(|| made).clone())
     }
+}
+
+/// Copies numbers, and tells whether all are finite: those whose exponent is not all ones.
+fn copy_finite(from: &[u8], to: &mut [u8], dtype: DType, finite: &std::sync::atomic::AtomicBool) {
+    use rayon::prelude::*;
+    use std::sync::atomic::Ordering;
+    const PART: usize = 256 << 10;
+    to.par_chunks_mut(PART).zip(from.par_chunks(PART)).for_each(|(to, from)| {
+        to.copy_from_slice(from);
+        let all = match dtype {
+            DType::BF16 => from
+                .as_chunks()
+                .0
+                .iter()
+                .fold(true, |all, &x| all & (u16::from_le_bytes(x) & 0x7f80 != 0x7f80)),
+            DType::F32 => from
+                .as_chunks()
+                .0
+                .iter()
+                .fold(true, |all, &x| all & (u32::from_le_bytes(x) & 0x7f80_0000 != 0x7f80_0000)),
+            DType::F64 => from.as_chunks().0.iter().all(|&x| f64::from_le_bytes(x).is_finite()),
+        };
+        if !all {
+            finite.store(false, Ordering::Relaxed);
+        }
+    });
 }
 
 impl Drop for CudaBuffer {

@@ -307,6 +307,7 @@ impl CudaDevice {
         if m == 0 || n == 0 {
             return Ok(());
         }
+        let Some(lt) = self.lt() else { return Ok(()) };
         let align = |f: &Factor<'_>| alignment(f.pointer(), f.stride * f.buffer.dtype().size());
         let shape = Shape {
             m,
@@ -318,9 +319,8 @@ impl CudaDevice {
             alignments: [align(&a), align(&b), align(&c)],
         };
         self.enter()?;
-        let plan = self.lt().plan(&shape).map_err(|what| self.error(what))?;
+        let plan = lt.plan(&shape).map_err(|what| self.error(what))?;
         let (alpha, beta) = (scale as f32, if add { 1f32 } else { 0.0 });
-        let lt = self.lt();
         let _turn = lt.turn.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the plan was made for these shapes and alignments, all matrices lie inside their buffers, and the workspace
         // is used in the order of the stream.

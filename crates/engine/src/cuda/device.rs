@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::cublaslt::CublasLt;
 use super::driver::{self, Driver, Handle, Pointer, driver};
 use super::kernels::{HOPPER, Source, machine_code};
-use super::pool::{self, Pool};
+use super::planned::{self, Plan};
+use super::pool::Pool;
+use super::staging::{self, Staging};
 use super::{Pod, cublaslt, nvrtc};
 use crate::error::{Error, Result};
 
@@ -89,30 +91,33 @@ impl Drop for Memory {
     }
 }
 
-struct Module {
+pub(super) struct Module {
     handle: Handle,
     functions: HashMap<String, Handle>,
 }
 
 /// What was uploaded for something shared, which is kept alive so that its address stays its own.
-type Constant = (Box<dyn Any + Send>, Arc<Memory>);
+pub(super) type Constant = (Box<dyn Any + Send>, Arc<Memory>);
 
 /// One NVIDIA card and the stream that all work on it goes through.
 pub struct CudaDevice {
-    ordinal: usize,
-    name: String,
-    driver: &'static Driver,
-    context: Handle,
-    stream: Handle,
-    arch: i32,
-    is_hopper: bool,
-    processors: u32,
-    lt: CublasLt,
-    pool: Mutex<Pool>,
-    modules: Mutex<HashMap<(&'static str, u32), Module>>,
-    constants: Mutex<HashMap<(&'static str, usize), Constant>>,
+    pub(super) ordinal: usize,
+    pub(super) name: String,
+    pub(super) driver: &'static Driver,
+    pub(super) context: Handle,
+    pub(super) stream: Handle,
+    pub(super) arch: i32,
+    pub(super) is_hopper: bool,
+    pub(super) processors: u32,
+    /// None where nothing is computed.
+    pub(super) lt: Option<CublasLt>,
+    pub(super) plan: Option<Plan>,
+    pub(super) pool: Mutex<Pool>,
+    pub(super) modules: Mutex<HashMap<(&'static str, u32), Module>>,
+    pub(super) staging: Mutex<Option<Staging>>,
+    pub(super) constants: Mutex<HashMap<(&'static str, usize), Constant>>,
     /// The first error of a call that could not return it; the next one that can does.
-    failed: Mutex<Option<String>>,
+    pub(super) failed: Mutex<Option<String>>,
 }
 
 // SAFETY: contexts, streams and modules of the driver may be used from any thread; everything else is behind mutexes.
@@ -132,7 +137,7 @@ impl std::fmt::Display for CudaDevice {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -168,7 +173,7 @@ static DEVICES: Mutex<BTreeMap<usize, Arc<CudaDevice>>> = Mutex::new(BTreeMap::n
 /// `ampere` keeps a card of Hopper's to the kernels of older ones.
 const KERNELS: &str = "LORATUNE_CUDA_KERNELS";
 /// Sizes of 32 MiB are what NVIDIA advises for Hopper.
-const WORKSPACE: usize = 32 << 20;
+pub(super) const WORKSPACE: usize = 32 << 20;
 /// Shared things kept on the card: tables and the batches of the last few steps.
 const CONSTANTS: usize = 512;
 
@@ -178,6 +183,9 @@ impl CudaDevice {
     /// # Errors
     /// Why it can't be used.
     pub fn get(ordinal: usize) -> Result<Arc<CudaDevice>> {
+        if let Some(planned) = planned::find(ordinal) {
+            return Ok(planned);
+        }
         let mut devices = lock(&DEVICES);
         if let Some(device) = devices.get(&ordinal) {
             return Ok(device.clone());
@@ -237,9 +245,11 @@ impl CudaDevice {
             arch,
             is_hopper: arch == HOPPER && std::env::var_os(KERNELS).is_none_or(|set| set != "ampere"),
             processors: attribute(driver::MULTIPROCESSORS, id)? as u32,
-            lt: CublasLt::new(workspace, WORKSPACE)?,
+            lt: Some(CublasLt::new(workspace, WORKSPACE)?),
+            plan: None,
             pool: Mutex::default(),
             modules: Mutex::default(),
+            staging: Mutex::default(),
             constants: Mutex::default(),
             failed: Mutex::default(),
         })
@@ -301,8 +311,8 @@ impl CudaDevice {
         Ok(map)
     }
 
-    pub(super) fn lt(&self) -> &CublasLt {
-        &self.lt
+    pub(super) fn lt(&self) -> Option<&CublasLt> {
+        self.lt.as_ref()
     }
 
     pub(super) fn stream(&self) -> Handle {
@@ -354,10 +364,17 @@ impl CudaDevice {
     }
 
     pub(super) fn allocate(&self, bytes: usize) -> Result<(Pointer, usize)> {
-        let size = pool::block(bytes);
-        if let Some(found) = lock(&self.pool).take(size) {
+        let mut pool = lock(&self.pool);
+        let size = pool.block(bytes);
+        if let Some(found) = pool.take(size) {
             return Ok(found);
         }
+        if let Some(plan) = &self.plan {
+            pool.make_room(size);
+            pool.grown(size);
+            return Ok((plan.address(size), size));
+        }
+        drop(pool);
         self.enter()?;
         let mut pointer = 0;
         // SAFETY: the driver writes one pointer.
@@ -418,6 +435,15 @@ impl CudaDevice {
     }
 
     pub(super) fn upload<T: Pod>(&self, to: Pointer, data: &[T]) -> Result<()> {
+        if size_of_val(data) >= staging::LEAST {
+            let from = data.as_ptr().cast::<u8>();
+            // SAFETY: the elements' bytes; the types have none that are not initialised.
+            let bytes = unsafe { std::slice::from_raw_parts(from, size_of_val(data)) };
+            return self.upload_by_pieces(to, bytes.len(), &mut |first, room| {
+                staging::copy(&bytes[first..][..room.len()], room);
+                Ok(())
+            });
+        }
         self.enter()?;
         if data.is_empty() {
             return Ok(());
@@ -496,6 +522,9 @@ impl CudaDevice {
         }
         if grid[0] > i32::MAX as usize || grid[1] > 65_535 || grid[2] > 65_535 {
             return Err(self.error(format!("{name}: a grid of {grid:?} blocks is too large")));
+        }
+        if self.is_planned() {
+            return Ok(());
         }
         let function = self.function(source, variant, name, shared)?;
         let pointer = |arg: &Arg<'_>| match arg {

@@ -14,6 +14,7 @@ pub const MULTIPROCESSORS: c_int = 16;
 pub const CAPABILITY: [c_int; 2] = [75, 76];
 pub const MAX_DYNAMIC_SHARED: c_int = 8;
 pub const NON_BLOCKING: c_uint = 1;
+pub const NO_TIMING: c_uint = 2;
 pub const MAP_OF_BF16: c_int = 9;
 pub const MAP_SWIZZLE_128: c_int = 3;
 pub const MAP_PROMOTE_128: c_int = 2;
@@ -35,8 +36,11 @@ functions! {
         fn to_host(*mut c_void, Pointer, usize, Handle) -> c_int = "cuMemcpyDtoHAsync_v2";
         fn copy(Pointer, Pointer, usize, Handle) -> c_int = "cuMemcpyDtoDAsync_v2";
         fn fill(Pointer, u8, usize, Handle) -> c_int = "cuMemsetD8Async";
+        fn host_memory(*mut *mut c_void, usize) -> c_int = "cuMemAllocHost_v2";
         fn stream(*mut Handle, c_uint) -> c_int = "cuStreamCreate";
         fn synchronize(Handle) -> c_int = "cuStreamSynchronize";
+        fn wait(Handle, Handle, c_uint) -> c_int = "cuStreamWaitEvent";
+        fn wait_here(Handle) -> c_int = "cuEventSynchronize";
         fn load_module(*mut Handle, *const c_void) -> c_int = "cuModuleLoadData";
         fn function(*mut Handle, Handle, *const c_char) -> c_int = "cuModuleGetFunction";
         fn function_attribute(Handle, c_int, c_int) -> c_int = "cuFuncSetAttribute";
@@ -65,6 +69,12 @@ pub fn driver() -> Result<&'static Driver, String> {
         Ok(driver)
     };
     DRIVER.get_or_init(load).as_ref().map_err(Clone::clone)
+}
+
+/// The driver of cards that are only planned with.
+pub fn idle() -> &'static Driver {
+    static DRIVER: OnceLock<Driver> = OnceLock::new();
+    DRIVER.get_or_init(Driver::idle)
 }
 
 impl Driver {

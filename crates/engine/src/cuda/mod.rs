@@ -11,7 +11,9 @@ mod driver;
 mod kernels;
 mod library;
 mod nvrtc;
+mod planned;
 mod pool;
+mod staging;
 mod sums;
 
 pub(crate) use buffer::{CudaBuffer, Pod};
@@ -20,4 +22,5 @@ pub(crate) use device::{Arg, Map, Mark, Memory};
 pub use device::{CudaDevice, available};
 pub(crate) use kernels::Source;
 pub use kernels::{Compiled, compile_all};
+pub use planned::{Planned, PlannedDevice, Use};
 pub(crate) use sums::{Finish, SOURCE as SUMS, TERMS};

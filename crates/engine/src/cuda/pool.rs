@@ -9,8 +9,18 @@ use super::driver::Pointer;
 const LARGE: usize = 2 << 20;
 const SMALL: usize = 512;
 
+/// In which sizes memory comes, and how much of it is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    #[default]
+    Card,
+    /// Those of the CPU's [`pool`](crate::pool), for planning.
+    Processor,
+}
+
 #[derive(Default)]
 pub struct Pool {
+    policy: Policy,
     /// Free blocks by size.
     free: BTreeMap<usize, Vec<Pointer>>,
     /// Taken from the driver.
@@ -28,9 +38,39 @@ pub fn block(bytes: usize) -> usize {
 }
 
 impl Pool {
+    pub fn new(policy: Policy) -> Pool {
+        Pool { policy, ..Pool::default() }
+    }
+
+    /// The size of the block that holds so many bytes.
+    pub fn block(&self, bytes: usize) -> usize {
+        match self.policy {
+            Policy::Card => block(bytes),
+            Policy::Processor => crate::pool::block(bytes),
+        }
+    }
+
+    /// Gives up what the CPU's pool would before it asks for so many bytes more.
+    pub fn make_room(&mut self, size: usize) {
+        if self.policy == Policy::Card {
+            return;
+        }
+        let mut kept = self.reserved - self.used;
+        while kept > 0 && kept + size > crate::pool::SLACK_BYTES {
+            let Some((size, mut blocks)) = self.free.pop_first() else { break };
+            blocks.pop();
+            if !blocks.is_empty() {
+                self.free.insert(size, blocks);
+            }
+            self.reserved -= size;
+            kept -= size;
+        }
+    }
+
     /// A free block that holds `size` bytes and is at most an eighth too large, with its size.
     pub fn take(&mut self, size: usize) -> Option<(Pointer, usize)> {
-        let (&found, blocks) = self.free.range_mut(size..=size + size / 8).next()?;
+        let most = if self.policy == Policy::Card { size + size / 8 } else { size };
+        let (&found, blocks) = self.free.range_mut(size..=most).next()?;
         let pointer = blocks.pop()?;
         if blocks.is_empty() {
             self.free.remove(&found);
@@ -53,6 +93,10 @@ impl Pool {
 
     pub fn give(&mut self, pointer: Pointer, size: usize) {
         self.used -= size;
+        if self.policy == Policy::Processor && !crate::pool::keeps(size) {
+            self.reserved -= size;
+            return;
+        }
         self.free.entry(size).or_default().push(pointer);
     }
 

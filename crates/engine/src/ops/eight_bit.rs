@@ -78,6 +78,11 @@ impl EightBit {
         EightBit { signed, codes: vec![map.nearest(0.0); n], scales: vec![0.0; n.div_ceil(BLOCK)] }
     }
 
+    /// Bytes that n numbers take.
+    pub fn bytes_for(n: u64) -> u64 {
+        n + 4 * n.div_ceil(BLOCK as u64)
+    }
+
     /// Bytes that it takes.
     pub fn bytes(&self) -> u64 {
         (self.codes.len() + 4 * self.scales.len()) as u64

@@ -256,6 +256,14 @@ pub(crate) fn noise(x: &CudaBuffer, magnitudes: &[f64], key: Key) -> Result<Cuda
     Ok(y)
 }
 
+/// Numbers for benchmarks, see [`bench::quick`](crate::bench::quick).
+pub(crate) fn quick(device: &Arc<CudaDevice>, dtype: DType, start: u32, n: usize) -> Result<CudaBuffer> {
+    let y = CudaBuffer::any(device, dtype, n)?;
+    let name = format!("quick_{}", suffix("quick", dtype)?);
+    run(device, &SOURCE, &name, n.div_ceil(wide(dtype)), args![y.pointer(), start, n])?;
+    Ok(y)
+}
+
 /// Elements of a piece of a tensor, in kernels that take many tensors at once.
 pub(crate) const PIECE: usize = 32 << 10;
 

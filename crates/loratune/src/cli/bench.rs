@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use loratune_engine::DeviceChoice;
+use loratune_model::adapter::Init;
 
 use super::{ComputeDtype, at_least_1};
 
@@ -34,6 +35,13 @@ pub enum BenchMethod {
     Dora,
 }
 
+fn init(name: &str) -> Result<Init, String> {
+    Init::from_name(name).ok_or_else(|| {
+        "expected true, false, gaussian, orthogonal, pissa, pissa_niter_N or olora, as init_lora_weights"
+            .into()
+    })
+}
+
 #[derive(Debug, Args)]
 pub struct BenchStepArgs {
     /// A model's name (an unknown one lists them) or a config.json.
@@ -57,6 +65,9 @@ pub struct BenchStepArgs {
     /// Kind of adapter.
     #[arg(long, value_name = "METHOD", value_enum, default_value_t = BenchMethod::Lora, help_heading = "Step")]
     pub method: BenchMethod,
+    /// How the adapters start, in PEFT's names: true, gaussian, pissa_niter_16, …; what it takes is part of the time to build.
+    #[arg(long, value_name = "NAME", default_value = "true", value_parser = init, help_heading = "Step")]
+    pub init: Init,
     /// Type of frozen weights and activations.
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = ComputeDtype::Bf16, help_heading = "Step")]
     pub dtype: ComputeDtype,

@@ -10,7 +10,7 @@ use clap::{Arg, CommandFactory};
 use super::Cli;
 
 /// Commands whose other flags are settings.
-const COMMANDS: [&str; 2] = ["train", "llm"];
+const COMMANDS: [&str; 3] = ["train", "llm", "estimate"];
 
 /// The words as clap shall see them.
 pub fn arrange(words: Vec<OsString>) -> Vec<OsString> {

@@ -1,21 +1,20 @@
 //! `loratune bench`.
 
-use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use loratune_engine::cuda::CudaDevice;
 use loratune_engine::profile::{self, Pass};
 use loratune_engine::{DType, Device, bench, isa};
-use loratune_model::DecoderSpec;
 use loratune_model::adapter::{AdapterSpec, Targets};
-use loratune_model::bench::{SHAPES, StepBench, shape, spec};
+use loratune_model::bench::StepBench;
 use loratune_model::decoder::Dtypes;
 use loratune_train::run::peak_memory;
 use serde_json::{Value, json};
 
+use super::estimate::decoder;
 use crate::cli::{BenchArgs, BenchCommand, BenchMethod, BenchOpsArgs, BenchStepArgs};
-use crate::output::{self, Usage, bytes, field};
+use crate::output::{self, bytes, field};
 
 pub fn run(args: &BenchArgs) -> Result<()> {
     let start = Instant::now();
@@ -23,28 +22,6 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         BenchCommand::Step(args) => step(args, start),
         BenchCommand::Ops(args) => ops(args),
     }
-}
-
-/// The decoder of a named shape, or of a config.json.
-fn decoder(name: &str) -> Result<DecoderSpec> {
-    let config = match shape(name) {
-        Some(config) => config,
-        None if Path::new(name).exists() => {
-            let path =
-                if Path::new(name).is_dir() { Path::new(name).join("config.json") } else { name.into() };
-            let text = std::fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
-            serde_json::from_str(&text).with_context(|| format!("{}", path.display()))?
-        }
-        None => {
-            let names: Vec<&str> = SHAPES.iter().map(|(name, _)| *name).collect();
-            return Err(Usage(format!(
-                "--shape {name}: expected the path of a config.json, or one of {}",
-                names.join(", ")
-            ))
-            .into());
-        }
-    };
-    Ok(spec(&config)?)
 }
 
 fn adapter(args: &BenchStepArgs) -> AdapterSpec {
@@ -55,6 +32,7 @@ fn adapter(args: &BenchStepArgs) -> AdapterSpec {
             "all" | "all-linear" => Targets::AllLinear,
             names => Targets::Names(names.split(',').map(|n| n.trim().to_string()).collect()),
         },
+        init: args.init,
         use_dora: args.method == BenchMethod::Dora,
         ..AdapterSpec::default()
     }
@@ -114,7 +92,7 @@ fn step(args: &BenchStepArgs, start: Instant) -> Result<()> {
     if args.json {
         return Ok(output::json(&json!({
             "shape": args.shape, "batch": args.batch, "seq": args.seq, "accumulation": args.accumulation,
-            "rank": args.rank, "targets": args.targets, "method": format!("{:?}", args.method).to_lowercase(),
+            "rank": args.rank, "init": args.init.name(), "targets": args.targets, "method": format!("{:?}", args.method).to_lowercase(),
             "dtype": dtype.to_string(), "device": device.to_string(), "card": card.as_ref().map(|c| c.name()), "isa": isa().name(),
             "threads": rayon::current_num_threads(), "tokens_per_second": tokens / median,
             "step_ms": median * 1e3, "best_step_ms": best * 1e3, "peak_memory_bytes": memory,

@@ -5,6 +5,7 @@ mod card;
 pub mod chat;
 pub mod combine;
 pub mod convert;
+pub mod estimate;
 pub mod eval;
 pub mod export;
 mod folder;

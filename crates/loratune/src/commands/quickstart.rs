@@ -27,7 +27,7 @@ use crate::progress::Style;
 
 /// Files of the embedded default, by their path in the folder that is written.
 const FILES: &[(&str, &[u8])] = &[
-    ("model/config.json", include_bytes!("../../assets/quickstart/model/config.json")),
+    ("model/config.json", MODEL_CONFIG),
     ("model/model.safetensors", include_bytes!("../../assets/quickstart/model/model.safetensors")),
     ("model/tokenizer.json", include_bytes!("../../assets/quickstart/model/tokenizer.json")),
     ("model/tokenizer_config.json", include_bytes!("../../assets/quickstart/model/tokenizer_config.json")),
@@ -39,6 +39,8 @@ const FILES: &[(&str, &[u8])] = &[
     ("data/train.jsonl", include_bytes!("../../assets/quickstart/train.jsonl")),
     ("data/test.jsonl", include_bytes!("../../assets/quickstart/test.jsonl")),
 ];
+/// Of the embedded model.
+pub const MODEL_CONFIG: &[u8] = include_bytes!("../../assets/quickstart/model/config.json");
 const CONFIG: &str = include_str!("../../assets/quickstart/quickstart.yaml");
 
 /// Test rows that are answered to count exact matches.

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use loratune_engine::cuda::PlannedDevice;
 use loratune_engine::ops::{Dora, Dropout, Lora, RowNorm};
-use loratune_engine::{DType, FrozenWeight, Params, Tensor, Weight};
+use loratune_engine::{DType, Device, FrozenWeight, Params, Tensor, Weight};
 use rayon::prelude::*;
 
 use super::init::{self, StartingPoint};
@@ -24,6 +25,8 @@ pub enum Start<'a> {
     Saved(&'a BTreeMap<String, RawTensor<'static>>),
     /// A checkpoint of a run with this spec, in [`Form::Plain`](super::Form).
     Resumed(&'a BTreeMap<String, RawTensor<'static>>),
+    /// Shapes alone, on a device that is planned with.
+    Planned(&'a PlannedDevice),
 }
 
 /// What was attached.
@@ -93,9 +96,15 @@ pub fn attach(
         replace_base(decoder, &attached.replaced);
     }
     let storage = decoder.storage();
+    let is_planned = matches!(start, Start::Planned(_));
     let tied = decoder.spec().tied_head;
-    let weight = |site: &Site| base_weight(site, tied, &attached.replaced, source);
     for sites in portions(&sites) {
+        // Weights that are on a card are worked on there.
+        let on_card = on_card(decoder, sites);
+        let weight = |site: &Site| match on_card.get(&site.matrix.path) {
+            Some(w) if !attached.replaced.contains_key(&site.weight()) => Ok(w.to_dtype(DType::F32)),
+            _ => base_weight(site, tied, &attached.replaced, source),
+        };
         let starts = sites
             .par_iter()
             .map(|site| {
@@ -110,6 +119,7 @@ pub fn attach(
                     )?,
                     Start::Saved(tensors) => from_saved(site, spec, tensors, || weight(site))?,
                     Start::Resumed(tensors) => from_checkpoint(site, spec, tensors, || weight(site))?,
+                    Start::Planned(device) => planned(site, spec, device)?,
                 };
                 start.residual = start.residual.map(|w| w.to_dtype(storage));
                 Ok(start)
@@ -119,10 +129,24 @@ pub fn attach(
             if let Some(taken) = start.taken.take() {
                 attached.taken.insert(site.matrix.path.clone(), taken);
             }
-            put(decoder, params, spec, site, start)?;
+            put(decoder, params, spec, site, start, is_planned)?;
         }
     }
     Ok(attached)
+}
+
+/// The frozen weights of these sites that are on a card, by path.
+fn on_card(decoder: &Decoder, sites: &[Site]) -> BTreeMap<String, Tensor> {
+    let paths: BTreeSet<&str> = sites.iter().map(|site| site.matrix.path.as_str()).collect();
+    let matrices = decoder.matrices().filter(|m| paths.contains(m.path.as_str()));
+    let there = matrices.filter_map(|m| match &m.weight {
+        Weight::Frozen(w) if w.device() != Device::Cpu => {
+            let FrozenWeight::Dense(tensor) = &**w;
+            Some((m.path.clone(), tensor.clone()))
+        }
+        _ => None,
+    });
+    there.collect()
 }
 
 /// Sites that are worked on at a time: initialisers hold copies of W in f32 and f64.
@@ -204,6 +228,14 @@ fn from_checkpoint(
     Ok(start)
 }
 
+fn planned(site: &Site, spec: &AdapterSpec, device: &PlannedDevice) -> Result<SiteStart> {
+    let [rows, cols] = site.matrix.shape;
+    let [out, input] = if site.matrix.kind == MatrixKind::Embedding { [cols, rows] } else { [rows, cols] };
+    let tensor = |shape: &[usize]| device.tensor(DType::F32, shape);
+    let start = SiteStart::plain(tensor(&[site.r, input])?, tensor(&[out, site.r])?);
+    Ok(SiteStart { magnitude: spec.use_dora.then(|| tensor(&[out])).transpose()?, ..start })
+}
+
 fn matrix_mut<'d>(decoder: &'d mut Decoder, path: &str) -> Result<&'d mut Matrix> {
     decoder
         .matrices_mut()
@@ -218,6 +250,7 @@ fn put(
     spec: &AdapterSpec,
     site: &Site,
     start: SiteStart,
+    is_planned: bool,
 ) -> Result<()> {
     let dtype = decoder.dtype().compute();
     let matrix = matrix_mut(decoder, &site.matrix.path)?;
@@ -238,12 +271,26 @@ fn put(
         dora: None,
     };
     if spec.use_dora {
-        let weight = matrix.weight.resolve(params);
-        let squares = if embedding { weight.column_squares() } else { weight.row_squares() };
+        // Norms are taken in the host's memory, of what is there now: an initialiser may have changed it.
+        let resolved = matrix.weight.resolve(params);
+        let FrozenWeight::Dense(weight) = &*resolved;
+        let there = match weight.device() {
+            Device::Cuda(_) if !is_planned => {
+                &Matrix { weight: Weight::dense(weight.to_device(Device::Cpu)?), ..matrix.clone() }
+            }
+            _ => &*matrix,
+        };
+        let weight = there.weight.resolve(params);
+        let squares = match &start.magnitude {
+            // Of a weight that is not there.
+            Some(magnitude) if is_planned => vec![0.0; magnitude.numel()],
+            _ if embedding => weight.column_squares(),
+            _ => weight.row_squares(),
+        };
         let magnitude = match start.magnitude {
             Some(m) => m.to_dtype(dtype),
             None => {
-                let norms = matrix.adapted_norms(params, &lora)?;
+                let norms = there.adapted_norms(params, &lora)?;
                 let n = norms.len();
                 Tensor::from_vec(norms, &[n])?.to_dtype(dtype)
             }

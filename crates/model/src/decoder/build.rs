@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use loratune_engine::cuda::PlannedDevice;
 use loratune_engine::rng::Key;
-use loratune_engine::{DType, FrozenWeight, Params, Tensor, Weight};
+use loratune_engine::{DType, Device, FrozenWeight, Params, Tensor, Weight};
 use rayon::prelude::*;
 
 use super::{Block, Decoder, Matrix, Norm, Part, Tables};
@@ -17,6 +18,25 @@ pub trait WeightSource: Sync {
     /// # Errors
     /// If it's missing, has another shape, or holds a number that is not finite.
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor>;
+
+    /// The same on a device.
+    ///
+    /// # Errors
+    /// As of `tensor`, or if the device can't be used or has no room.
+    fn tensor_on(&self, device: Device, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        Ok(self.tensor(name, shape, dtype)?.to_device(device)?)
+    }
+}
+
+/// Shapes alone, on a device that is planned with.
+impl WeightSource for PlannedDevice {
+    fn tensor(&self, _: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        Ok(PlannedDevice::tensor(self, dtype, shape)?)
+    }
+
+    fn tensor_on(&self, _: Device, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        WeightSource::tensor(self, name, shape, dtype)
+    }
 }
 
 /// Storage types of a decoder.
@@ -46,12 +66,17 @@ impl WeightSource for RandomWeights {
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let n: usize = shape.iter().product();
         let key = Key::new(self.seed).named("init").named(name);
-        let data: Vec<f64> = match shape.len() {
-            1 if name.ends_with(".bias") => vec![0.0; n],
-            1 => vec![1.0; n],
-            _ => (0..n as u64).into_par_iter().map(|i| key.normal(i) * self.std).collect(),
+        let number = |i: usize| match shape.len() {
+            1 if name.ends_with(".bias") => 0.0,
+            1 => 1.0,
+            _ => key.normal(i as u64) * self.std,
         };
-        Ok(Tensor::from_vec(data, shape)?.to_dtype(dtype))
+        let numbers = (0..n).into_par_iter();
+        Ok(match dtype {
+            DType::F64 => Tensor::from_vec(numbers.map(number).collect::<Vec<f64>>(), shape)?,
+            _ => Tensor::from_vec(numbers.map(|i| number(i) as f32).collect::<Vec<f32>>(), shape)?
+                .to_dtype(dtype),
+        })
     }
 }
 
@@ -88,6 +113,8 @@ struct Builder<'a> {
     params: &'a mut Params,
     trained: &'a Trained,
     dtypes: Dtypes,
+    /// Of frozen weights.
+    device: Device,
 }
 
 impl Builder<'_> {
@@ -101,7 +128,7 @@ impl Builder<'_> {
             let tensor = self.source.tensor(read_from, shape, self.dtypes.activations.compute())?;
             return Ok(Weight::Param(self.params.add(name, tensor)?));
         }
-        Ok(Weight::dense(self.source.tensor(read_from, shape, self.dtypes.weights)?))
+        Ok(Weight::dense(self.source.tensor_on(self.device, read_from, shape, self.dtypes.weights)?))
     }
 
     fn table(&self, path: &str, kind: MatrixKind, weight: Weight, shape: [usize; 2]) -> Matrix {
@@ -234,6 +261,21 @@ impl Decoder {
         params: &mut Params,
         trained: &Trained,
     ) -> Result<Decoder> {
+        Decoder::build_on(Device::Cpu, spec, source, dtypes, params, trained)
+    }
+
+    /// The same with the frozen weights on a device. Parameters are in the host's memory.
+    ///
+    /// # Errors
+    /// As of [`Decoder::build`], or if the device can't be used or has no room.
+    pub fn build_on(
+        device: Device,
+        spec: &DecoderSpec,
+        source: &dyn WeightSource,
+        dtypes: Dtypes,
+        params: &mut Params,
+        trained: &Trained,
+    ) -> Result<Decoder> {
         if spec.num_layers() == 0 || !spec.head_dim.is_multiple_of(2) {
             return Err(Error::Invalid(format!(
                 "a decoder of {} layers with heads of {} can't be built: at least one layer and an even head size",
@@ -241,7 +283,7 @@ impl Decoder {
                 spec.head_dim
             )));
         }
-        let mut b = Builder { source, params, trained, dtypes };
+        let mut b = Builder { source, params, trained, dtypes, device };
         let table = [spec.vocab_size, spec.hidden_size];
         let weight = b.weight(format!("{EMBEDDING}.weight"), &table)?;
         let embedding = b.table(EMBEDDING, MatrixKind::Embedding, weight, table);

@@ -300,10 +300,20 @@ impl Decoder {
 
     /// The sum of the trained tokens' losses, recorded on the tape.
     pub fn loss(&self, tape: &mut Tape<'_>, batch: &Batch) -> Result<LossOutput> {
-        let x = self.hidden(tape, batch, None, None)?;
+        let x = self.last_hidden(tape, batch)?;
+        self.loss_of(tape, &x, batch)
+    }
+
+    /// The hidden states that [`loss_of`](Decoder::loss_of) takes: all of a training pass but the head.
+    pub fn last_hidden(&self, tape: &mut Tape<'_>, batch: &Batch) -> Result<Var> {
+        self.hidden(tape, batch, None, None)
+    }
+
+    /// The loss of these hidden states.
+    pub fn loss_of(&self, tape: &mut Tape<'_>, x: &Var, batch: &Batch) -> Result<LossOutput> {
         Ok(ops::linear_cross_entropy(
             tape,
-            &x,
+            x,
             &self.head.weight,
             self.head.table_adapter(),
             &batch.targets,

@@ -325,6 +325,32 @@ impl Field for LogSteps {
     }
 }
 
+/// Rows that are computed at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MicroBatch {
+    Rows(u64),
+    /// As many as memory has room for.
+    Auto,
+}
+
+impl Field for MicroBatch {
+    fn expected() -> String {
+        format!("{}, or auto", u64::expected())
+    }
+    fn parse(value: &Value) -> Result<Self, Problem> {
+        match value {
+            Value::Str(text) if text.trim() == "auto" => Ok(MicroBatch::Auto),
+            other => u64::parse(other).map(MicroBatch::Rows),
+        }
+    }
+    fn to_value(&self) -> Value {
+        match self {
+            MicroBatch::Rows(n) => n.to_value(),
+            MicroBatch::Auto => Value::Str("auto".into()),
+        }
+    }
+}
+
 impl Field for Steps {
     fn expected() -> String {
         "a whole number of steps, or a share of all steps below 1".into()

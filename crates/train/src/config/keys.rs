@@ -4,7 +4,7 @@
 //! and the field of [`RunConfig`] all come from this list; only what concerns several keys at once is in `validate.rs`.
 
 use super::choices::*;
-use super::field::{Field, Iterations, Kwargs, Limit, LogSteps, Resume, Signed, Steps, Targets};
+use super::field::{Field, Iterations, Kwargs, Limit, LogSteps, MicroBatch, Resume, Signed, Steps, Targets};
 use super::optim::OptimArgs;
 use super::registry::{Key, Source, or_none, run_config};
 use super::rules::*;
@@ -282,6 +282,9 @@ run_config! {
         dataloader_drop_last: bool = false, HuggingFace;
         /// Batches per optimiser step; the loss is divided by all trained tokens of the step.
         gradient_accumulation_steps: u64 = 1, HuggingFace, rule ROWS;
+        /// Rows (or packs) that are computed at a time: a number that divides a step's rows, which per_device_train_batch_size and
+        /// gradient_accumulation_steps make together and which stay what they are; or `auto`, the most that there is memory for.
+        micro_batch: Option<MicroBatch> = None, Loratune, rule MICRO_BATCH, words "per_device_train_batch_size";
         /// Peak learning rate.
         learning_rate: f64 = 5e-5, HuggingFace, rule NOT_NEGATIVE;
         /// Passes over the data; fractions are allowed.

@@ -37,13 +37,36 @@ impl RunConfig {
     /// # Errors
     /// As [`RunConfig::load`].
     pub fn from_words(words: &[String]) -> Result<Loaded, ConfigError> {
+        Self::build_from_words(Builder::default(), words)
+    }
+
+    fn build_from_words(mut builder: Builder, words: &[String]) -> Result<Loaded, ConfigError> {
         // A file whose name has a `=` in it counts.
         let is_file =
             |word: &&String| !word.starts_with('-') && (!word.contains('=') || Path::new(word).is_file());
         match words.first().filter(is_file) {
-            Some(path) => Self::load(Path::new(path), &words[1..]),
-            None => Builder::default().finish("the configuration", words::read(words)?),
+            Some(path) => {
+                builder.apply(file::read(&file::read_text(Path::new(path))?, path)?)?;
+                builder.finish(path, words::read(&words[1..])?)
+            }
+            None => builder.finish("the configuration", words::read(words)?),
         }
+    }
+
+    /// As [`RunConfig::from_words`], for a purpose that can do without some of the keys that a run needs: where these are not
+    /// set, they are as `without` says, and have no origin.
+    ///
+    /// # Errors
+    /// As [`RunConfig::load`].
+    pub fn from_words_without(
+        words: &[String],
+        without: &[(&'static str, &str)],
+    ) -> Result<Loaded, ConfigError> {
+        let mut builder = Builder::default();
+        for (name, value) in without {
+            builder.set_quietly(name, value);
+        }
+        Self::build_from_words(builder, words)
     }
 
     /// A configuration from the words after `autotrain llm`, in AutoTrain's names and with its defaults; names that it does
@@ -133,6 +156,14 @@ impl Builder {
             spelt.push((key.name, spelling, origin));
         }
         Ok(())
+    }
+
+    /// Sets a key to what stands in for a value that nobody gave.
+    fn set_quietly(&mut self, name: &str, value: &str) {
+        if let Some(key) = Key::find(name) {
+            // A value that can't be leaves the key as it is, and the check of required keys says so.
+            let _ = (key.set)(&mut self.config, &Value::Str(value.into()));
+        }
     }
 
     fn set(

@@ -33,7 +33,9 @@ pub use choices::{
     NewTokens, Optimizer, Reporter, SaveStrategy, Stage, Thinking,
 };
 pub use error::{ConfigError, Entry, Origin};
-pub use field::{Arity, Field, Iterations, Kwargs, Limit, LogSteps, Problem, Resume, Signed, Steps, Targets};
+pub use field::{
+    Arity, Field, Iterations, Kwargs, Limit, LogSteps, MicroBatch, Problem, Resume, Signed, Steps, Targets,
+};
 pub use keys::{KEYS, RunConfig};
 pub use optim::OptimArgs;
 pub use registry::{Key, Rule, Source};

@@ -17,6 +17,8 @@ pub(super) const AT_LEAST_1: Rule = Rule { text: "at least 1", ok: |v| number(v,
 const MOST_ROWS: f64 = 16_777_216.0;
 pub(super) const ROWS: Rule =
     Rule { text: "from 1 to 16777216", ok: |v| number(v, |x| (1.0..=MOST_ROWS).contains(&x)) };
+pub(super) const MICRO_BATCH: Rule =
+    Rule { text: "from 1 to 16777216, or auto", ok: |v| *v == Value::Str("auto".into()) || (ROWS.ok)(v) };
 pub(super) const ROW_TOKENS: Rule =
     Rule { text: "from 2 to 16777216", ok: |v| number(v, |x| (2.0..=MOST_ROWS).contains(&x)) };
 pub(super) const RANK: Rule =

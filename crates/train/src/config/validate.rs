@@ -1,12 +1,13 @@
 //! What several keys say together: values that follow from others, contradictions, keys without effect.
 
 use super::error::{ConfigError, Entry, Origin};
-use super::field::{Iterations, Limit, LogSteps, Resume, Steps, Targets};
+use super::field::{Iterations, Limit, LogSteps, MicroBatch, Resume, Steps, Targets};
 use super::keys::{KEYS, RunConfig};
 use super::registry::Key;
 use super::value::Value;
 use super::{
-    BaseDtype, EvalStrategy, Finetuning, Loaded, MixStrategy, NewTokens, Optimizer, SaveStrategy, Stage,
+    BaseDtype, EvalStrategy, Finetuning, Loaded, MixStrategy, NeftuneScale, NewTokens, Optimizer,
+    SaveStrategy, Stage,
 };
 use crate::schedule::{Schedule, ScheduleError};
 use loratune_model::adapter::Init;
@@ -356,6 +357,21 @@ impl Loaded {
 
     fn check_data(&self) -> Result<(), ConfigError> {
         let c = &self.config;
+        if let Some(micro) = c.micro_batch {
+            let rows = c.per_device_train_batch_size * c.gradient_accumulation_steps;
+            if matches!(micro, MicroBatch::Rows(n) if !rows.is_multiple_of(n)) {
+                return self.conflict(
+                    &["micro_batch", "per_device_train_batch_size", "gradient_accumulation_steps"],
+                    &format!("a step has {rows} rows, which can't be divided into as many at a time"),
+                );
+            }
+            if c.neftune_noise_alpha.is_some_and(|a| a > 0.0) && c.neftune_scale == NeftuneScale::PerBatch {
+                return self.conflict(
+                    &["micro_batch", "neftune_scale"],
+                    "the noise would depend on the rows that are computed at a time; use neftune_scale: per_sequence",
+                );
+            }
+        }
         if c.fp16 && c.bf16 {
             return self.conflict(&["fp16", "bf16"], "a run has one precision; keep one");
         }

@@ -102,6 +102,12 @@ impl Optimizer {
         })
     }
 
+    /// Bytes of all states that [`Optimizer::new`] would make.
+    pub fn bytes_for(params: &Params, config: &RunConfig) -> u64 {
+        let rule = Rule::new(config);
+        params.ids().map(|id| State::bytes_for(rule, params.value(id).shape())).sum()
+    }
+
     /// By parameter, which multiple of `learning_rate` its own is.
     pub fn lr_factors(&self) -> Vec<f64> {
         self.groups.iter().map(|g| g.lr_factor).collect()

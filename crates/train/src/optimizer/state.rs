@@ -42,6 +42,23 @@ impl State {
         })
     }
 
+    /// Bytes of the state of f32 parameters of this shape.
+    pub fn bytes_for(rule: Rule, shape: &[usize]) -> u64 {
+        let n = shape.iter().product::<usize>() as u64;
+        let small = (n as usize) < LEAST_8BIT;
+        match rule {
+            Rule::AdamW8Bit(_) if !small => 2 * EightBit::bytes_for(n),
+            Rule::Lion8Bit(_) if !small => EightBit::bytes_for(n),
+            Rule::AdamW(_) | Rule::AdamW8Bit(_) => 8 * n,
+            Rule::Sgd(o) if o.momentum == 0.0 => 0,
+            Rule::Lion(_) | Rule::Lion8Bit(_) | Rule::Sgd(_) => 4 * n,
+            Rule::Adafactor(_) => match *shape {
+                [rows, columns] => 4 * (rows + columns) as u64,
+                _ => 4 * n,
+            },
+        }
+    }
+
     pub fn step(
         &mut self,
         rule: Rule,

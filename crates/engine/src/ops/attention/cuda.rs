@@ -135,6 +135,8 @@ pub(super) fn forward(
     config: &AttentionConfig,
 ) -> Result<Forward> {
     let s = Shape::new(q, documents, config)?;
+    // The processor's heads, in f32, and the same side by side.
+    s.device.passing(&[4 * q.len(), 4 * q.len()])?;
     let out = CudaBuffer::any(s.device, s.dtype, q.len())?;
     let to = Forward { out, lse: CudaBuffer::any(s.device, DType::F32, config.heads * s.tokens)? };
     let [o, l] = [to.out.pointer(), to.lse.pointer()];
@@ -164,6 +166,9 @@ pub(super) fn backward(
 ) -> Result<[CudaBuffer; 3]> {
     let s = Shape::new(q, documents, config)?;
     let any = |like: &CudaBuffer| CudaBuffer::any(s.device, s.dtype, like.len());
+    // Likewise; gradients of keys and values come by query head.
+    let [of_q, of_kv] = [4 * q.len(), 4 * k.len()];
+    s.device.passing(&[of_q, of_q, of_q, of_q, of_kv, of_kv])?;
     let gradients = [any(q)?, any(k)?, any(v)?];
     let deltas = CudaBuffer::any(s.device, DType::F32, config.heads * s.tokens)?;
     let rows = s.tokens * config.heads;

@@ -47,6 +47,8 @@ pub(super) fn backward(
     let device = gate.card()?.clone();
     let dy = on("gated", "the output's gradient", dy, &device, gate.dtype())?;
     on("gated", "up", up, &device, gate.dtype())?;
+    // The processor writes them beside what they are computed from.
+    device.passing(&[gate.bytes(), up.bytes()])?;
     let (Some(gate), Some(up)) = (gate.cuda_mut()?, up.cuda_mut()?) else {
         return Err(Error::Invalid("gated: an input on the CPU of an output on a card".into()));
     };

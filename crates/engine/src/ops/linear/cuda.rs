@@ -22,7 +22,7 @@ const OP: &str = "linear";
 fn beside(buffer: &Arc<CudaBuffer>, dtype: DType) -> Result<Arc<CudaBuffer>> {
     match (dtype, buffer.dtype()) {
         (DType::BF16, _) => buffer.in_bf16(),
-        (a, b) if a == b => Ok(buffer.clone()),
+        (a, b) if a == b || buffer.device().plans_processor() => Ok(buffer.clone()),
         (a, b) => Err(Error::Unsupported {
             op: OP,
             what: format!("{a} activations beside {b} weights"),
@@ -50,6 +50,11 @@ impl Layer {
 
     fn any(&self, dtype: DType, n: usize) -> Result<CudaBuffer> {
         CudaBuffer::any(&self.device, dtype, n)
+    }
+
+    /// Of h and its gradient.
+    fn low_dtype(&self) -> DType {
+        if self.device.plans_processor() { DType::F32 } else { self.dtype }
     }
 
     /// finish(x·Wᵀ + h·Bᵀ) `[n, out]`, the second where there is an adapter.
@@ -82,7 +87,7 @@ impl Layer {
 
     /// h `[n, r]` = s·x·Aᵀ.
     fn down(&self, x: &CudaBuffer, low: &LowRank) -> Result<CudaBuffer> {
-        let h = self.any(self.dtype, self.n * low.r)?;
+        let h = self.any(self.low_dtype(), self.n * low.r)?;
         let (to, x) = (Factor::new(&h, self.n, low.r), Factor::new(x, self.n, self.cols));
         self.device.product(to, x, Factor::new(&low.a, low.r, self.cols).t(), low.s, false)?;
         Ok(h)
@@ -95,11 +100,17 @@ impl Layer {
         dy: &Arc<CudaBuffer>,
         low: Option<(LowRank, CudaBuffer)>,
         grads: &mut Sink<'_>,
-    ) {
+    ) -> Result<()> {
         let Layer { n, out, cols, .. } = *self;
         let base = Product { a: dy.clone(), b: self.w.clone(), k: out, rows: n, cols };
         let branch = low.map(|(low, dh)| Product { a: Arc::new(dh), b: low.a, k: low.r, rows: n, cols });
         grads.add_later(to, std::iter::once(base).chain(branch));
+        if self.device.plans_processor() {
+            // There no product waits for others.
+            let sum = grads.take(to)?;
+            sum.into_iter().for_each(|sum| grads.put(to, sum));
+        }
+        Ok(())
     }
 
     /// dh·A `[n, in]`.
@@ -304,10 +315,7 @@ pub(super) fn backward(op: LinearBackward, dy: &Tensor, grads: &mut Sink<'_>) ->
     match (op.variant, x) {
         (Variant::Lora(saved), Some(x)) => lora_backward(&saved, &layer, x, dy_there, source, grads),
         (Variant::Dora(saved), Some(x)) => dora_backward(&saved, &layer, x, dy_there, source, grads),
-        _ => {
-            layer.add_dx(source, dy_there, None, grads);
-            Ok(())
-        }
+        _ => layer.add_dx(source, dy_there, None, grads),
     }
 }
 
@@ -321,9 +329,9 @@ fn factor_gradients(
 ) -> Result<(LowRank, CudaBuffer)> {
     let Layer { device, n, out, cols, .. } = layer;
     let low = LowRank::of(&saved.lora, grads.params, layer)?;
-    let h = on("lora", "h", &saved.h, device, layer.dtype)?;
+    let h = on("lora", "h", &saved.h, device, layer.low_dtype())?;
     let dy = Factor::new(dy, *n, *out);
-    let dh = layer.any(layer.dtype, n * low.r)?;
+    let dh = layer.any(layer.low_dtype(), n * low.r)?;
     device.product(Factor::new(&dh, *n, low.r), dy, Factor::new(&low.b, *out, low.r), low.s, false)?;
     let db = layer.any(DType::F32, out * low.r)?;
     // h has the scale in it.
@@ -350,8 +358,7 @@ fn lora_backward(
         return Ok(());
     }
     if saved.mask.is_none() {
-        layer.add_dx(source, dy, Some((low, dh)), grads);
-        return Ok(());
+        return layer.add_dx(source, dy, Some((low, dh)), grads);
     }
     let base = layer.any(layer.dtype, layer.n * layer.cols)?;
     layer.backward(&base, dy, false)?;

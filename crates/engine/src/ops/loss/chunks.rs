@@ -18,6 +18,13 @@ use crate::{ParamId, Real, Tensor};
 /// head is a small part of multiplying by it.
 const CHUNK_LOGITS: usize = 25 << 20;
 
+/// Of n rows, those of a chunk, when so many copies of the logits are held: as even as may be, so that each chunk finds the
+/// memory of the one before.
+pub(super) fn rows(n: usize, vocabulary: usize, copies: usize) -> usize {
+    let most = (CHUNK_LOGITS / copies / vocabulary.max(1)).clamp(16, 1024);
+    n.div_ceil(n.div_ceil(most).max(1)).max(1)
+}
+
 #[derive(Default)]
 pub(super) struct Sums {
     /// In nats.
@@ -70,9 +77,7 @@ impl<'a, R: Real> Run<'a, R> {
 
     pub fn all(&mut self, targets: &[usize]) -> Result<()> {
         let copies = self.adapter.as_ref().map_or(1, HeadAdapter::copies_of_outputs);
-        let most = (CHUNK_LOGITS / copies / self.vocabulary.max(1)).clamp(16, 1024);
-        // As even as may be, so that each chunk finds the memory of the one before.
-        let chunk = targets.len().div_ceil(targets.len().div_ceil(most).max(1)).max(1);
+        let chunk = rows(targets.len(), self.vocabulary, copies);
         for (c, targets) in targets.chunks(chunk).enumerate() {
             self.chunk(c * chunk..c * chunk + targets.len(), targets)?;
         }

@@ -42,7 +42,7 @@ fn head_beside(head: &FrozenWeight, x: &CudaBuffer) -> Result<Arc<CudaBuffer>> {
     let w = head.on_card(OP, x.device())?;
     match (x.dtype(), w.dtype()) {
         (DType::BF16, _) => w.in_bf16(),
-        (a, b) if a == b => Ok(w.clone()),
+        (a, b) if a == b || x.device().plans_processor() => Ok(w.clone()),
         (a, b) => {
             Err(Error::Unsupported { op: OP, what: format!("{a} activations beside a {b} head"), on: "CUDA" })
         }
@@ -61,9 +61,15 @@ pub(super) fn run(
     let (vocabulary, hidden) = head.matrix(OP)?;
     let (device, dtype, n) = (x.device(), x.dtype(), rows.len());
     let w = head_beside(head, x)?;
-    let picked = match n * hidden == x.len() {
+    let on_processor = device.plans_processor();
+    let picked = match n * hidden == x.len() && !on_processor {
         true => x.clone(),
         false => Arc::new(gather(x, &rows.iter().map(|&r| r as u32).collect::<Vec<u32>>(), hidden)?),
+    };
+    // The rows in the type that the processor computes in.
+    let _in_f32 = match on_processor && dtype != DType::F32 {
+        true => Some(device.scratch(4 * n * hidden)?),
+        false => None,
     };
     let targets: Vec<u32> = targets.iter().map(|&t| t as u32).collect();
     let targets = device.uploaded(&targets)?;
@@ -72,9 +78,13 @@ pub(super) fn run(
     let dx = any(want_dx, n * hidden)?;
     let zeros = || CudaBuffer::zeros(device, DType::F32, vocabulary * hidden);
     let dw = want_dw.then(zeros).transpose()?;
-    let chunk = (CHUNK_LOGITS / vocabulary.max(1)).clamp(16, 8192).min(n.max(1));
+    let chunk = match on_processor {
+        false => (CHUNK_LOGITS / vocabulary.max(1)).clamp(16, 8192).min(n.max(1)),
+        true => super::chunks::rows(n, vocabulary, 1),
+    };
     let outputs = CudaBuffer::any(device, DType::F32, chunk * vocabulary)?;
-    let dy = match want_dx || want_dw {
+    // The processor's f32 gradients take the logits' place.
+    let dy = match (want_dx || want_dw) && !(on_processor && dtype == DType::F32) {
         true => Some(CudaBuffer::any(device, dtype, chunk * vocabulary)?),
         false => None,
     };
@@ -96,7 +106,7 @@ pub(super) fn run(
             vocabulary
         ];
         device.launch((&SOURCE, 0), &name, [size, 1, 1], 512, 0, args)?;
-        let Some(dy) = &dy else { continue };
+        let Some(dy) = dy.as_ref().or(on_processor.then_some(&outputs)) else { continue };
         let dy = Factor::new(dy, size, vocabulary);
         if let Some(dx) = &dx {
             device.product(Factor::new(dx, size, hidden).at(first * hidden), dy, weight, 1.0, false)?;
@@ -124,6 +134,9 @@ pub(super) fn backward(
     let rows: Vec<u32> = rows.iter().map(|&r| r as u32).collect();
     let cols = shape.last().copied().unwrap_or(1);
     let tokens = shape.iter().product::<usize>() / cols.max(1);
+    if dtype != DType::F32 {
+        dx.device().passing(&[4 * tokens * cols])?;
+    }
     let full = scatter(dx, &rows, upstream, [tokens, cols], dtype)?;
     grads.add(x, Tensor::on_cuda(full, shape))
 }

@@ -73,6 +73,7 @@ pub(super) fn backward(
     if !op.x_source.needs_grad() {
         return Ok(());
     }
+    device.passing(&[x.len() * x.dtype().size()])?;
     // Added to what the residual stream has brought, in the same pass.
     let before = grads.take(op.x_source)?;
     let add = before.is_some();

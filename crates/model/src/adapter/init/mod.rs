@@ -141,10 +141,11 @@ fn normal(key: Key, shape: &[usize; 2], std: f64) -> Result<Tensor> {
     Ok(Tensor::from_vec((0..(shape[0] * shape[1]) as u64).map(draw).collect(), shape)?)
 }
 
-/// W − s·B·A.
+/// W − s·B·A, where W is.
 pub(super) fn residual(w: &Tensor, a: &Tensor, b: &Tensor, scaling: f64) -> Result<Tensor> {
-    let mut rest = w.clone();
-    rest.add_assign(&b.matmul(a, -scaling)?)?;
+    let (a, b) = (a.to_device(w.device())?, b.to_device(w.device())?);
+    let mut rest = b.matmul(&a, -scaling)?;
+    rest.add_assign(w)?;
     Ok(rest)
 }
 
