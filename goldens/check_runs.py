@@ -27,6 +27,7 @@ def trainer_result(run, train_rows, eval_rows):
             warmup_steps=run.warmup,
             weight_decay=run.weight_decay,
             max_grad_norm=run.max_grad_norm,
+            label_smoothing_factor=run.label_smoothing,
             max_steps=runs.MAX_STEPS,
             logging_steps=1,
             eval_strategy="steps" if run.evaluate else "no",

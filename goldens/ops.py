@@ -484,7 +484,8 @@ def adapted_linear_cross_entropy_cases():
 
 def linear_cross_entropy_cases():
     table = [
-        # name, n, d, vocab, share of ignored targets, upstream gradient, scale of hidden, scale of logits, their cap
+        # name, n, d, vocab, share of ignored targets, upstream gradient, scale of hidden, scale of logits, their cap, and
+        # label smoothing, where there is some
         ("one", 1, 3, 5, 0.0, 1.0, 1.0, 1, None),
         ("odd", 7, 5, 33, 0.3, 0.37, 1.0, 1, None),
         ("large_vocab", 17, 5, 1031, 0.25, 1.0 / 13.0, 1.0, 1, None),
@@ -494,9 +495,13 @@ def linear_cross_entropy_cases():
         ("scaled", 7, 5, 33, 0.3, 0.37, 1.0, 0.0625, None),
         ("capped", 7, 5, 33, 0.3, 0.37, 2.0, 1, 3.0),
         ("scaled_capped", 17, 5, 1031, 0.25, -1.5, 10.0, 0.5, 30.0),
+        ("smoothed", 17, 5, 1031, 0.25, 0.37, 3.0, 1, None, 0.1),
+        ("smoothed_capped", 7, 5, 33, 0.3, -1.5, 2.0, 0.5, 3.0, 0.4),
     ]
-    for seed, (name, n, d, vocab, ignored, upstream, spread, scale, softcap) in enumerate(table, 800):
+    for seed, (name, n, d, vocab, ignored, upstream, spread, scale, softcap, *smoothing) in enumerate(table, 800):
         params = {"n": n, "d": d, "vocab": vocab, "scale": scale, "softcap": softcap}
+        if smoothing:
+            params["smoothing"] = smoothing[0]
         case = Case("linear_cross_entropy", name, seed, **params, ignore_index=IGNORED, reduction="sum")
         hidden = case.input("hidden", case.randn(n, d, scale=spread))
         head = case.input("head", case.randn(vocab, d))
@@ -514,7 +519,9 @@ def linear_cross_entropy_cases():
             logits = F.linear(hidden, head) * scale
             if softcap is not None:
                 logits = softcap * torch.tanh(logits / softcap)
-            return F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED)
+            return F.cross_entropy(
+                logits, targets, reduction="sum", ignore_index=IGNORED, label_smoothing=sum(smoothing)
+            )
 
         case.differentiate(loss, {"hidden": hidden, "head": head}, ["hidden", "head"], upstream=upstream)
 

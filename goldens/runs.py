@@ -23,6 +23,7 @@ import torch.nn.functional as F
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, get_scheduler
+from transformers.trainer_pt_utils import LabelSmoother
 
 IGNORED = -100
 MODELS_FROM_RUN = "../../../../../model/tests/goldens/llama"
@@ -43,6 +44,7 @@ class Run:
     warmup: int = 0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    label_smoothing: float = 0.0
     evaluate: bool = False
     seed: int = 42
     extra_keys: dict = field(default_factory=dict)
@@ -71,6 +73,11 @@ RUNS = [
         ),
         random_b=True, batch=5, accumulation=4, lr=1e-2, schedule="constant", max_grad_norm=0.0,
         extra_keys={"use_rslora": True},
+    ),
+    Run(
+        "lora-smoothed", "tied-bf16", dict(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"]),
+        batch=3, accumulation=2, lr=1e-2, label_smoothing=0.2, evaluate=True,
+        extra_keys={"lora_target": "q_proj,down_proj"},
     ),
     Run("full", "gqa-untied", lr=3e-3, warmup=2, weight_decay=0.05),
     Run("full-tied", "tied-bf16", batch=3, accumulation=2, lr=5e-3, schedule="cosine", weight_decay=0.01),
@@ -175,9 +182,12 @@ def load_for_training(run: Run, attention: str = "eager"):
 # --- the loop -------------------------------------------------------------------------------------
 
 
-def loss_sum(model, rows: list[dict]) -> torch.Tensor:
+def loss_sum(model, rows: list[dict], smoothing: float) -> torch.Tensor:
     batch = collate(rows)
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    if smoothing > 0:
+        smoother = LabelSmoother(epsilon=smoothing)
+        return smoother({"logits": logits}, batch["labels"], shift_labels=True, num_items_in_batch=1)
     labels = batch["labels"][:, 1:]
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
@@ -199,7 +209,7 @@ def parameter_groups(model, weight_decay: float) -> list[dict]:
 def evaluate(model, run: Run, rows: list[dict]) -> dict:
     model.eval()
     batches = chunks(rows, run.batch)
-    sums = [(loss_sum(model, batch).item(), trained_tokens(batch), len(batch)) for batch in batches]
+    sums = [(loss_sum(model, batch, run.label_smoothing).item(), trained_tokens(batch), len(batch)) for batch in batches]
     model.train()
     return {
         # Every trained token weighs the same.
@@ -225,7 +235,7 @@ def train(run: Run, train_rows, eval_rows, attention="eager", row_by_row=False):
         lr, loss = scheduler.get_last_lr()[0], torch.zeros(())
         for batch in window:
             for rows in [[row] for row in batch] if row_by_row else [batch]:
-                part = loss_sum(model, rows) / trained
+                part = loss_sum(model, rows, run.label_smoothing) / trained
                 part.backward()
                 loss += part.detach()
         missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -292,6 +302,8 @@ def write_config(run: Run) -> None:
         "bf16": False,
         "seed": run.seed,
     }
+    if run.label_smoothing > 0:
+        config |= {"label_smoothing_factor": run.label_smoothing}
     (run.folder / "config.yaml").write_text(yaml.safe_dump(config | run.extra_keys, sort_keys=False, width=200))
 
 

@@ -73,6 +73,14 @@ pub enum DataError {
     /// A Parquet or Arrow file.
     #[error("{file}: cannot be read: {message}; if it was cut off on its way, fetch or write it again")]
     BrokenColumns { file: String, message: String },
+    /// A folder for tokenised rows that holds something else.
+    #[error(
+        "{path}: the folder holds something else than tokenised rows (there is no dataset_dict.json); name an empty one, or none"
+    )]
+    NotSaved { path: String },
+    /// Tokenised rows that cannot be written where they should be.
+    #[error("{path}: cannot be written: {source}")]
+    Write { path: String, source: std::io::Error },
     /// Tokenised rows that cannot be kept.
     #[error(
         "{path}: tokenised rows cannot be kept there: {source}; set HF_HOME or XDG_CACHE_HOME to a folder with room"

@@ -23,6 +23,7 @@ pub mod read;
 pub mod record;
 pub mod report;
 pub mod rng;
+pub mod saved;
 mod set;
 pub mod split;
 pub mod stream;

@@ -79,9 +79,10 @@ impl Prepared {
     }
 
     /// A note where rows go through no template although they are conversations.
-    pub fn note(&self, text: &dyn Text, formats: &[(String, usize)]) -> Option<String> {
+    pub fn note(&self, text: &dyn Text, report: &DatasetReport) -> Option<String> {
         let plain = self.choice == TemplateChoice::Model && text.chat_template().is_none();
-        let chats = formats.iter().any(|(f, _)| f != "text" && f != "tokens");
+        let mut formats = report.formats.iter().chain(&report.eval_formats);
+        let chats = formats.any(|(f, _)| f != "text" && f != "tokens");
         let note = "the model has no chat template and none is named: prompt and response are joined as they are (`plain`)";
         (plain && chats).then(|| note.to_string())
     }
@@ -131,8 +132,8 @@ pub fn load_examples(spec: &DatasetSpec, text: &dyn Text, options: &EncodeOption
     }
     let examples = train.examples();
     let mut report = DatasetReport::new(prepared.template.name(), options, &train.stats, &examples);
-    report.formats = Set::formats(&train, &eval);
-    if let Some(note) = prepared.note(text, &report.formats) {
+    (report.formats, report.eval_formats) = (train.formats(), eval.formats());
+    if let Some(note) = prepared.note(text, &report) {
         report.warnings.insert(0, note);
     }
     report.warnings.extend(notes);

@@ -104,8 +104,10 @@ pub struct DatasetReport {
     pub template: String,
     /// `cutoff_len`.
     pub cutoff_len: Option<usize>,
-    /// Rows by format, training and evaluation together.
+    /// Rows of the training set by format.
     pub formats: Vec<(String, usize)>,
+    /// Rows of the evaluation set by format.
+    pub eval_formats: Vec<(String, usize)>,
     /// The training set.
     pub train: SetStats,
     /// The evaluation set.
@@ -169,6 +171,7 @@ impl DatasetReport {
             template: template.into(),
             cutoff_len: options.cutoff_len,
             formats: Vec::new(),
+            eval_formats: Vec::new(),
             train: train.clone(),
             eval: None,
             packing,
@@ -184,12 +187,10 @@ impl DatasetReport {
         let mut line = |name: &str, value: String| {
             let _ = writeln!(out, "{name:<10} {value}");
         };
-        let formats: Vec<String> =
-            self.formats.iter().map(|(f, n)| format!("{} {f}", thousands(*n))).collect();
-        line("rows", format!("{} ({})", counts(&self.train), formats.join(", ")));
+        line("rows", format!("{} ({})", counts(&self.train), by_format(&self.formats)));
         line("tokens", tokens(&self.train));
         if let Some(eval) = &self.eval {
-            line("eval rows", counts(eval));
+            line("eval rows", format!("{} ({})", counts(eval), by_format(&self.eval_formats)));
             line("tokens", tokens(eval));
         }
         let cutoff = self.cutoff_len.map(|c| format!(", cut at {} tokens", thousands(c))).unwrap_or_default();
@@ -212,6 +213,11 @@ impl fmt::Display for DatasetReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.render(false))
     }
+}
+
+fn by_format(formats: &[(String, usize)]) -> String {
+    let parts: Vec<String> = formats.iter().map(|(f, n)| format!("{} {f}", thousands(*n))).collect();
+    parts.join(", ")
 }
 
 fn warnings(train: &SetStats, options: &EncodeOptions) -> Vec<String> {

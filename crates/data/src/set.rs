@@ -73,11 +73,9 @@ impl Set {
         sources.iter().enumerate().map(|(i, s)| (s.shown(), bound(i)..bound(i + 1))).collect()
     }
 
-    /// Rows by format of two sets together.
-    pub fn formats(a: &Self, b: &Self) -> Vec<(String, usize)> {
-        let count = |name: &str| {
-            a.formats.get(name).copied().unwrap_or(0) + b.formats.get(name).copied().unwrap_or(0)
-        };
+    /// Rows by format.
+    pub fn formats(&self) -> Vec<(String, usize)> {
+        let count = |name: &str| self.formats.get(name).copied().unwrap_or(0);
         let mut names: Vec<&str> = format_names().collect();
         names.dedup();
         names.into_iter().map(|f| (f.to_string(), count(f))).filter(|(_, n)| *n > 0).collect()

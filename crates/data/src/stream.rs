@@ -137,8 +137,8 @@ impl ExampleStream {
         let options = EncodeOptions { packing: None, ..self.options.clone() };
         let mut report =
             DatasetReport::new(self.prepared.template.name(), &options, &train.stats, &train.examples());
-        report.formats = Set::formats(&train, &eval);
-        report.warnings.extend(self.prepared.note(&*self.text, &report.formats));
+        (report.formats, report.eval_formats) = (train.formats(), eval.formats());
+        report.warnings.extend(self.prepared.note(&*self.text, &report));
         report
             .warnings
             .push(format!("streaming: rows and tokens are those of the first {} rows", train.stats.rows));

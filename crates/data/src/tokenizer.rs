@@ -62,7 +62,7 @@ impl Text for TokenizerBundle {
     fn fingerprint(&self) -> Option<u128> {
         let mut sum = xxhash_rust::xxh3::Xxh3::new();
         sum.update(self.tokenizer_json().ok()?.as_bytes());
-        let roles = (&self.bos, &self.eos, &self.pad, &self.unk, self.add_bos);
+        let roles = (&self.bos, &self.eos, &self.pad, &self.unk, self.add_bos, self.splits_special_tokens());
         sum.update(format!("{roles:?}").as_bytes());
         Some(sum.digest128())
     }

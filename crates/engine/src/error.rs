@@ -21,6 +21,9 @@ pub enum Error {
     Unsupported { op: &'static str, what: String, on: &'static str },
     #[error("{device}: {what}")]
     Device { device: String, what: String },
+    /// A card has no room for what a computation needs; what it gives up again can be used.
+    #[error("{device}: out of memory: {what}")]
+    OutOfMemory { device: String, what: String },
     #[error("{0}")]
     Invalid(String),
 }

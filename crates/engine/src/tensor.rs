@@ -306,7 +306,7 @@ impl Tensor {
             Storage::Cpu(buffer) => buffer.buffer(),
             Storage::Cuda(b) => {
                 let host = self.to_device(Device::Cpu).unwrap_or_else(|e| {
-                    b.device().fail_later(&e);
+                    b.device().fail_later(e);
                     Tensor::new(vec![f32::NAN; b.len()], &self.shape)
                 });
                 return std::borrow::Cow::Owned(host.rows_as::<R>(start, end).into_owned());
@@ -386,7 +386,7 @@ impl Tensor {
         if let Some(b) = self.cuda() {
             let converted = elementwise::convert(b, dtype).map(|b| Tensor::on_cuda(b, &self.shape));
             return converted.unwrap_or_else(|e| {
-                b.device().fail_later(&e);
+                b.device().fail_later(e);
                 Tensor::new(vec![f32::NAN; b.len()], &self.shape).to_dtype(dtype)
             });
         }
@@ -431,7 +431,7 @@ impl Tensor {
     pub fn scale_assign(&mut self, factor: f64) {
         if let Some(device) = self.cuda().map(|b| b.device().clone()) {
             let scaled = self.cuda_mut().and_then(|x| x.map_or(Ok(()), |x| elementwise::scale(x, factor)));
-            return scaled.unwrap_or_else(|e| device.fail_later(&e));
+            return scaled.unwrap_or_else(|e| device.fail_later(e));
         }
         dispatch!(self.dtype(), E => {
             let f = <E as Element>::Acc::of(factor);

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use loratune_data::{DatasetHub, DatasetSource, HubDataset};
 use loratune_hub::{DatasetPart, Fetched, Hub, HubError, Part, RepoName, Settings, Token};
 use loratune_model::files::{ModelFiles, peft};
+use loratune_train::checkpoint;
 use loratune_train::config::RunConfig;
-use loratune_train::located::{Located, OnHub};
+use loratune_train::located::{Located, OnHub, Pin};
 
 use crate::output::{self, Usage};
 use crate::transfer::Transfer;
@@ -25,9 +26,30 @@ pub fn set_quiet(quiet: bool) {
 /// # Errors
 /// When an environment variable or the token has a value that cannot be used.
 pub fn open(token: Option<Token>) -> Result<Hub> {
-    let mut settings = Settings::from_env()?;
-    settings.token = token.or(settings.token);
-    Ok(Hub::new(settings).watched_by(Arc::new(Transfer::new(*QUIET.get().unwrap_or(&false)))))
+    Access { token, cache: None }.open()
+}
+
+/// What a configuration says of the hub, and wins over the environment.
+#[derive(Clone, Default)]
+struct Access {
+    token: Option<Token>,
+    /// `cache_dir`.
+    cache: Option<PathBuf>,
+}
+
+impl Access {
+    /// # Errors
+    /// If the token cannot be one.
+    fn of(config: &RunConfig) -> Result<Access> {
+        Ok(Access { token: token(config)?, cache: config.cache_dir.as_ref().map(PathBuf::from) })
+    }
+
+    fn open(&self) -> Result<Hub> {
+        let mut settings = Settings::from_env()?;
+        settings.token = self.token.clone().or(settings.token);
+        settings.cache = self.cache.clone().unwrap_or(settings.cache);
+        Ok(Hub::new(settings).watched_by(Arc::new(Transfer::new(*QUIET.get().unwrap_or(&false)))))
+    }
 }
 
 /// Where a model lies that a command line names: the path itself if there is something, else a repository of that name.
@@ -88,10 +110,13 @@ pub fn dataset(named: &Path) -> Result<DatasetSource> {
 /// As [`model`].
 pub fn locate(config: &RunConfig) -> Result<Located> {
     let part = if config.train_from_scratch { Part::WithoutWeights } else { Part::Whole };
-    let on_hub =
-        |(found, name): (Fetched, RepoName)| OnHub { path: found.path, id: name.id, revision: name.revision };
+    let pins = checkpoint::pins(config);
     let named = Path::new(&config.model_name_or_path);
-    let asking = Asking { token: token(config)?, revision: config.model_revision.clone() };
+    let asking = Asking {
+        access: Access::of(config)?,
+        revision: config.model_revision.clone(),
+        pins: of_key(&pins, "model_name_or_path"),
+    };
     let fetch = |hub: &Hub, name: &RepoName| hub.model(name, part);
     let model = find(named, &asking, "model", || missing_model(named), fetch)?.map(on_hub);
     if let (None, Some(revision)) = (&model, &config.model_revision) {
@@ -104,12 +129,27 @@ pub fn locate(config: &RunConfig) -> Result<Located> {
     let adapter = match config.adapter_name_or_path.as_deref().map(Path::new) {
         None => None,
         Some(named) => {
-            let asking = Asking { revision: None, ..asking };
+            let asking = Asking { revision: None, pins: of_key(&pins, "adapter_name_or_path"), ..asking };
             let fetch = |hub: &Hub, name: &RepoName| hub.adapter(name);
             find(named, &asking, "adapter", || missing_adapter(named), fetch)?.map(on_hub)
         }
     };
     Ok(Located { model, adapter })
+}
+
+fn of_key(pins: &[Pin], key: &str) -> Vec<Pin> {
+    pins.iter().filter(|pin| pin.key == key).cloned().collect()
+}
+
+fn on_hub((found, name): (Fetched, RepoName)) -> OnHub {
+    let pinned = RepoName { revision: Some(found.commit.clone()), ..name.clone() };
+    OnHub {
+        path: found.path,
+        id: name.id.clone(),
+        asked: name.to_string(),
+        pinned: pinned.to_string(),
+        commit: found.commit,
+    }
 }
 
 /// The token that a configuration gives.
@@ -124,7 +164,7 @@ pub fn token(config: &RunConfig) -> Result<Option<Token>> {
 /// Datasets from the hub.
 #[derive(Default)]
 pub struct Datasets {
-    token: Option<Token>,
+    access: Access,
 }
 
 impl Datasets {
@@ -133,11 +173,11 @@ impl Datasets {
     /// # Errors
     /// If it cannot be one.
     pub fn of(config: &RunConfig) -> Result<Datasets> {
-        Ok(Datasets { token: token(config)? })
+        Ok(Datasets { access: Access::of(config)? })
     }
 
     fn get(&self, name: &RepoName, part: DatasetPart<'_>) -> Result<Vec<PathBuf>, String> {
-        let hub = open(self.token.clone()).map_err(|e| output::message(&e))?;
+        let hub = self.access.open().map_err(|e| output::message(&e))?;
         hub.dataset(name, part).map(|found| found.files).map_err(|e| e.to_string())
     }
 }
@@ -162,8 +202,10 @@ impl DatasetHub for Datasets {
 /// Who asks the hub, and for which revision.
 #[derive(Default)]
 struct Asking {
-    token: Option<Token>,
+    access: Access,
     revision: Option<String>,
+    /// Commits that a run has taken and goes on with.
+    pins: Vec<Pin>,
 }
 
 fn missing_model(path: &Path) -> anyhow::Error {
@@ -190,7 +232,18 @@ fn find(
         return Err(missing());
     };
     let name = name.at(asking.revision.as_deref()).map_err(|e| Usage(e.to_string()))?;
-    match fetch(&open(asking.token.clone())?, &name) {
+    let hub = asking.access.open()?;
+    if let Some(pin) = asking.pins.iter().find(|pin| pin.asked == name.to_string()) {
+        let pinned = RepoName { revision: Some(pin.commit.clone()), ..name.clone() };
+        let found = fetch(&hub, &pinned).with_context(|| {
+            format!(
+                "the run to go on with began on commit {} of `{name}` and can't go on with another",
+                pin.commit
+            )
+        })?;
+        return Ok(Some((found, name)));
+    }
+    match fetch(&hub, &name) {
         Ok(found) => Ok(Some((found, name))),
         Err(e) if e.is_unknown_name() => Err(both(missing(), what, e)),
         Err(e) => Err(e.into()),

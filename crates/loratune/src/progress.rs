@@ -202,6 +202,11 @@ impl Observer for Progress {
         self.say(&format!("saved {}", path.display()));
     }
 
+    fn halved(&mut self, rows: u64, why: &str) {
+        self.event(&json!({"event": "halved", "rows": rows, "why": why}));
+        self.say(&format!("{why}; batches are computed {rows} rows at a time from now on"));
+    }
+
     fn stop_requested(&mut self) -> bool {
         self.closed || self.stop.load(Ordering::SeqCst)
     }

@@ -209,6 +209,12 @@ impl<O: Observer> Observer for PushingObserver<'_, O> {
     fn evaluating(&mut self, batch: usize, batches: usize) {
         self.observer.evaluating(batch, batches);
     }
+    fn answering(&mut self, row: usize, rows: usize) {
+        self.observer.answering(row, rows);
+    }
+    fn halved(&mut self, rows: u64, why: &str) {
+        self.observer.halved(rows, why);
+    }
     fn evaluated(&mut self, step: u64, evaluation: &Evaluation) {
         self.observer.evaluated(step, evaluation);
     }

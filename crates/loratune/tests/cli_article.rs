@@ -4,8 +4,10 @@
 mod common;
 
 use std::fmt::Write as _;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::{Place, Ran};
 
@@ -64,6 +66,10 @@ const LLAMA_FACTORY: &str = r"CUDA_VISIBLE_DEVICES=0 python ../../src/ \
 
 /// A shell runs a line in a folder of the place; `autotrain` and `python …` are loratune, which gets `extra` words besides.
 fn shell(place: &Place, folder: &str, line: &str, variables: &[(&str, &str)], extra: &str) -> Ran {
+    Ran::of(command(place, folder, line, variables, extra).output().expect("bash is there"))
+}
+
+fn command(place: &Place, folder: &str, line: &str, variables: &[(&str, &str)], extra: &str) -> Command {
     let script = format!(
         "autotrain() {{ \"$LORATUNE\" \"$@\" {extra}; }}\npython() {{ shift; \"$LORATUNE\" train \"$@\" {extra}; }}\n{line}"
     );
@@ -74,26 +80,48 @@ fn shell(place: &Place, folder: &str, line: &str, variables: &[(&str, &str)], ex
         .env("LORATUNE", env!("CARGO_BIN_EXE_loratune"));
     command.env_remove("RUST_LOG").env("HF_HUB_OFFLINE", "1").env("HF_HOME", place.path("hf"));
     command.envs(variables.iter().copied());
-    Ran::of(command.output().expect("bash is there"))
+    command
+}
+
+/// Lets a line run until its output has a line that begins so, and presses Ctrl-C then.
+fn interrupted(mut command: Command, at: &str) -> Ran {
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("bash is there");
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut out: Vec<String> = Vec::new();
+    for line in lines.by_ref() {
+        let done = line.starts_with(at);
+        out.push(line);
+        if done {
+            let group = format!("-{}", child.id());
+            assert!(Command::new("kill").args(["-INT", "--", &group]).status().unwrap().success());
+            break;
+        }
+    }
+    out.extend(lines);
+    let ended = child.wait_with_output().unwrap();
+    Ran { out: out.join("\n"), ..Ran::of(ended) }
 }
 
 fn event<'a>(events: &'a [serde_json::Value], name: &str) -> &'a serde_json::Value {
     events.iter().find(|e| e["event"] == name).unwrap_or_else(|| panic!("no event {name}"))
 }
 
-/// Folders as the article's line has them, with 3,010 rows of each dataset.
+/// Folders as the article's line has them, with the embedded model and 3,010 short rows of each dataset.
 fn llama_factory_place() -> Place {
     let place = Place::new();
     for folder in ["data", "examples/lora/meta-llama"] {
         std::fs::create_dir_all(place.path(folder)).unwrap();
     }
-    place.copy_model("tied-bf16", "examples/lora/meta-llama/Llama-2-7b-hf");
+    place.embedded_model("examples/lora/meta-llama/Llama-2-7b-hf");
     let (mut alpaca, mut tools) = (String::new(), String::new());
     for i in 0..3010 {
-        let _ = writeln!(alpaca, r#"{{"instruction": "Add {i}", "input": "", "output": "{}"}}"#, i + 1);
+        let _ =
+            writeln!(alpaca, r#"{{"instruction": "{}", "input": "", "output": "{}"}}"#, i % 10, (i + 1) % 10);
         let _ = writeln!(
             tools,
-            r#"{{"conversations": [{{"from": "human", "value": "Hi {i}"}}, {{"from": "gpt", "value": "Bye {i}"}}], "tools": "[]"}}"#
+            r#"{{"conversations": [{{"from": "human", "value": "{}"}}, {{"from": "gpt", "value": "no"}}], "tools": "[]"}}"#,
+            i % 7
         );
     }
     place.write("data/alpaca_gpt4_en.jsonl", alpaca);
@@ -101,57 +129,90 @@ fn llama_factory_place() -> Place {
     place
 }
 
+/// The learning rate of an update, counted from 1, by the article's cosine of 2,025 steps with 20 of warm-up.
+fn articles_rate(update: u64) -> f64 {
+    let t = (update - 1) as f64;
+    let factor = match t < 20.0 {
+        true => t / 20.0,
+        false => 0.5 * (1.0 + (std::f64::consts::PI * (t - 20.0) / 2005.0).cos()),
+    };
+    5e-5 * factor
+}
+
 #[test]
-fn llama_factorys_line_makes_the_articles_run() {
+fn llama_factorys_line_trains_the_embedded_model_as_the_article_says() {
     let place = llama_factory_place();
     let planned = shell(&place, "examples/lora", LLAMA_FACTORY, &[], "--dry-run --json").ok();
     let events = planned.json();
     let plan = &event(&events, "plan")["plan"];
     assert_eq!((&plan["examples"], &plan["eval_examples"]), (&5400.into(), &600.into()));
     assert_eq!((&plan["steps_per_epoch"], &plan["total_steps"]), (&675.into(), &2025.into()));
-    // Two layers, r = 8: q of 24 → 24 and v of 24 → 8.
-    assert_eq!(plan["trainable_parameters"], 2 * 8 * ((24 + 24) + (24 + 8)));
-    let start = event(&planned.json(), "start").clone();
+    // Six layers, r = 8: q of 160 → 160 and v of 160 → 32; B learns 16 times as fast as A.
+    let groups: Vec<(f64, f64, u64)> = plan["parameter_groups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|g| {
+            let number = |key: &str| g[key].as_f64().unwrap();
+            (number("learning_rate"), number("weight_decay"), g["parameters"].as_u64().unwrap())
+        })
+        .collect();
+    assert_eq!(groups, [(5e-5, 0.0, 6 * 8 * (160 + 160)), (8e-4, 0.0, 6 * 8 * (160 + 32))]);
+    let start = event(&events, "start");
     let notes = start["notes"].to_string();
     assert!(
         notes.contains("evaluation_strategy") && notes.contains("old spelling of `eval_strategy`"),
         "{notes}"
     );
     assert!(notes.contains("fp16: nothing here computes in float16"), "{notes}");
-    assert_eq!(
-        (&start["config"]["lora_alpha"], &start["config"]["loraplus_lr_ratio"]),
-        (&16.into(), &16.into())
-    );
+    let config = &start["config"];
+    assert_eq!((&config["lora_alpha"], &config["loraplus_lr_ratio"]), (&16.into(), &16.into()));
 
-    // The same line, shortened.
-    let short = "--max_samples 40 --max_steps 30 --eval_steps 15 --save_steps 15 --threads 2";
+    // The line as it stands, to its end (some minutes) or past its first evaluation.
+    let whole = std::env::var_os("LORATUNE_WHOLE_RUNS").is_some();
+    let line = command(&place, "examples/lora", LLAMA_FACTORY, &[], "");
+    let ran = match whole {
+        true => interrupted(line, "never").ok(),
+        false => interrupted(line, "saved ../../saves/LLaMA2-7B/loraplus/sft/checkpoint-100"),
+    };
+    let dir = place.path("saves/LLaMA2-7B/loraplus/sft");
+    let log = std::fs::read_to_string(dir.join("trainer_log.jsonl")).unwrap();
+    let log: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (mut rates, mut losses, mut evaluated) = (0, Vec::new(), Vec::new());
+    for entry in &log {
+        let step = entry["current_steps"].as_u64().unwrap();
+        if let Some(rate) = entry["lr"].as_f64() {
+            assert!((rate - articles_rate(step)).abs() < 1e-12, "{entry}");
+            losses.push(entry["loss"].as_f64().unwrap());
+            rates += 1;
+        }
+        if entry["eval_loss"].is_f64() {
+            evaluated.push(step);
+        }
+    }
+    assert!(losses[losses.len() - 1] < 0.5 * losses[0], "{losses:?}");
+    let file = |name: &str| assert!(dir.join(name).is_file(), "{name}");
+    if whole {
+        assert!(ran.out.contains("2,025 steps") || ran.out.contains("2025 steps"), "{}", ran.out);
+        assert_eq!((rates, evaluated), (203, (1..=20).map(|n| 100 * n).collect::<Vec<u64>>()));
+        ["adapter_model.safetensors", "training_loss.png", "checkpoint-2000/adapter_config.json"]
+            .into_iter()
+            .for_each(file);
+    } else {
+        assert_eq!(ran.code, Some(130), "{ran:?}");
+        assert!(rates >= 10 && evaluated[0] == 100 && ran.err.contains("to go on:"), "{ran:?}");
+        ["checkpoint-100/adapter_model.safetensors", "checkpoint-100/adapter_config.json"]
+            .into_iter()
+            .for_each(file);
+    }
+
+    // Run again, to the end of a shorter run: the line says that it may overwrite.
+    let short = "--max_samples 40 --max_steps 30 --eval_steps 15 --save_steps 15";
     let ran = shell(&place, "examples/lora", LLAMA_FACTORY, &[], short).ok();
     assert!(ran.out.contains("30 steps"), "{}", ran.out);
-    let dir = place.path("saves/LLaMA2-7B/loraplus/sft");
-    for file in ["adapter_model.safetensors", "adapter_config.json", "training_loss.png", "checkpoint-30"] {
-        assert!(dir.join(file).exists(), "{file}");
-    }
-    let log = std::fs::read_to_string(dir.join("trainer_log.jsonl")).unwrap();
-    let rates: Vec<f64> = log
-        .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
-        .filter_map(|entry| entry["lr"].as_f64().or(entry["learning_rate"].as_f64()))
-        .collect();
-    // Update 10 has warmed up for 9 steps, update 20 for 19, of 20.
-    assert!(
-        (rates[0] - 5e-5 * 9.0 / 20.0).abs() < 1e-12 && (rates[1] - 5e-5 * 19.0 / 20.0).abs() < 1e-12,
-        "{rates:?}"
-    );
-
-    // Run again: the line says that it may overwrite.
-    shell(
-        &place,
-        "examples/lora",
-        LLAMA_FACTORY,
-        &[],
-        "--max_samples 10 --warmup_steps 0 --max_steps 1 --eval_steps 1 --save_steps 1",
-    )
-    .ok();
+    ["adapter_model.safetensors", "adapter_config.json", "training_loss.png", "training_eval_loss.png"]
+        .into_iter()
+        .for_each(file);
 }
 
 const VARIABLES: [(&str, &str); 15] = [
@@ -175,7 +236,7 @@ const VARIABLES: [(&str, &str); 15] = [
 fn autotrain_place() -> Place {
     let place = Place::new();
     std::fs::create_dir_all(place.path("data")).unwrap();
-    place.copy_model("tied-bf16", "model");
+    place.embedded_model("model");
     for (name, rows) in [("train", 60), ("valid", 12)] {
         let mut texts = String::new();
         for i in 0..rows {
@@ -191,7 +252,7 @@ fn with(changes: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static
 }
 
 #[test]
-fn autotrains_line_makes_the_articles_run() {
+fn autotrains_line_trains_the_embedded_model_as_the_article_says() {
     let place = autotrain_place();
     let ran = shell(&place, "", AUTOTRAIN, &VARIABLES, "--threads 2").ok();
     assert!(ran.err.contains("data/valid.jsonl is there but not used: --valid-split valid"), "{}", ran.err);

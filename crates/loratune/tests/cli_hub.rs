@@ -112,7 +112,10 @@ fn a_run_on_a_name_says_where_its_base_is() {
     train("org/base@v2", "named", &[]);
     let config: serde_json::Value = serde_json::from_slice(&place.read("named/adapter_config.json")).unwrap();
     assert_eq!(config["base_model_name_or_path"], "org/base");
-    assert_eq!(config["revision"], "v2");
+    let commit = config["revision"].as_str().unwrap();
+    assert_eq!(commit, server.state().repos["models/org/base"].branches["v2"]);
+    let written = String::from_utf8(place.read("named/run_config.yaml")).unwrap();
+    assert!(written.contains(&format!("model_name_or_path: \"org/base@{commit}\"\n")), "{written}");
     let card = String::from_utf8(place.read("named/README.md")).unwrap();
     assert!(card.contains("base_model: org/base\n"), "{card}");
     // The same numbers as from the path.
@@ -125,6 +128,67 @@ fn a_run_on_a_name_says_where_its_base_is() {
     server.asked();
     train("org/base", "scratch", &["train_from_scratch=true", "finetuning_type=full"]);
     assert!(server.asked().iter().all(|a| !a.path.contains("model.safetensors")));
+}
+
+#[test]
+fn a_run_goes_on_with_the_commit_that_it_began_on() {
+    let (place, server) = (Place::new(), hub());
+    let dataset = format!("dataset={}", rows("train"));
+    let train = |out: &str, more: &[&str]| {
+        let out = format!("output_dir={out}");
+        let args = [
+            "train",
+            "model_name_or_path=org/base",
+            &dataset,
+            &out,
+            "lora_rank=2",
+            "max_steps=4",
+            "cache_dir=kept",
+        ];
+        let fixed =
+            ["save_steps=2", "plot_loss=false", "lr_scheduler_type=constant", "print_param_status=true"];
+        run(&place, &server, &[&args[..], &fixed, more].concat())
+    };
+    let whole = train("whole", &[]).ok();
+    assert!(
+        whole.out.contains("name: model.embed_tokens.weight, dtype: f32, device: cpu, trainable: false\n")
+            && whole.out.contains("lora_A.weight, dtype: f32, device: cpu, trainable: true\n"),
+        "{}",
+        whole.out
+    );
+    assert!(place.path("kept/models--org--base").is_dir() && !place.path(".hf/hub").exists());
+    fs::rename(place.path("whole"), place.path("stopped")).unwrap();
+    fs::remove_dir_all(place.path("stopped/checkpoint-4")).unwrap();
+    // Since then the branch has other weights.
+    let commit = {
+        let mut state = server.state();
+        let repo = state.repos.get_mut("models/org/base").unwrap();
+        let old = repo.branches["main"].clone();
+        let mut files = repo.commits[&old].clone();
+        files.insert(
+            "model.safetensors".into(),
+            fs::read(Path::new(&model("tied-bf16")).join("model.safetensors")).unwrap(),
+        );
+        drop(state);
+        server.commit_to("models/org/base", "main", files);
+        old
+    };
+    let resumed = train("stopped", &["resume_from_checkpoint=true"]).ok();
+    assert!(resumed.out.contains("goes on"), "{}", resumed.out);
+    train("again", &[&format!("model_revision={commit}")]).ok();
+    assert_eq!(
+        place.read("stopped/adapter_model.safetensors"),
+        place.read("again/adapter_model.safetensors")
+    );
+    // What has been written leads there as well, and another commit is another run.
+    run(&place, &server, &["train", "again/run_config.yaml", "output_dir=third"]).ok();
+    assert_eq!(place.read("third/adapter_model.safetensors"), place.read("again/adapter_model.safetensors"));
+    fs::remove_dir_all(place.path("kept")).unwrap();
+    server.state().repos.get_mut("models/org/base").unwrap().commits.remove(&commit);
+    train("stopped", &["resume_from_checkpoint=true"]).fails(
+        1,
+        &[&format!("began on commit {commit} of `org/base` and can't go on with another"), "has no revision"],
+    );
 }
 
 #[test]

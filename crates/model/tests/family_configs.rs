@@ -79,6 +79,44 @@ fn odd_configurations_mean_what_transformers_makes_of_them_or_are_refused_by_nam
     assert!(read >= 40 && refused >= 20, "{read} read, {refused} refused");
 }
 
+#[test]
+fn a_model_is_stretched_by_the_rules_of_llama_factory() {
+    let folder = |path: &str| ModelFiles::open(&goldens().join(path)).unwrap();
+    let plain = folder("../llama/gqa-untied");
+    let expected = |scaling: Value, positions: usize| {
+        let mut config = plain.raw_config.clone();
+        config["max_position_embeddings"] = positions.into();
+        config["rope_parameters"] = scaling;
+        spec(&config).unwrap()
+    };
+    for (kind, more) in [
+        ("linear", json!({})),
+        ("dynamic", json!({"original_max_position_embeddings": 128})),
+        ("yarn", json!({"original_max_position_embeddings": 128})),
+        (
+            "llama3",
+            json!({"original_max_position_embeddings": 128, "low_freq_factor": 1.0, "high_freq_factor": 4.0}),
+        ),
+    ] {
+        // 300 tokens are three times 128.
+        let mut scaling = json!({"rope_theta": 5000.0, "rope_type": kind, "factor": 3.0});
+        scaling.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let stretched = plain.stretched(kind, 300).unwrap().unwrap();
+        assert_eq!(stretched.config.spec, expected(scaling.clone(), 384), "{kind}");
+        assert_eq!(stretched.raw_config["rope_parameters"], scaling);
+        assert!(plain.stretched(kind, 128).unwrap().is_none());
+        // By the original context, where it is written down.
+        let further = stretched.stretched(kind, 512).unwrap().unwrap();
+        let length = if kind == "linear" { 768 } else { 512 };
+        assert_eq!(further.raw_config["max_position_embeddings"], length);
+    }
+    // A scaling that is there is replaced, in either way of writing it.
+    let replaced = folder("llama-linear").stretched("yarn", 1000).unwrap().unwrap();
+    assert_eq!(replaced.raw_config["rope_parameters"]["rope_type"], "yarn");
+    let replaced = folder("gemma3").stretched("linear", 500).unwrap().unwrap();
+    assert_eq!(replaced.raw_config["rope_scaling"], json!({"rope_type": "linear", "factor": 4.0}));
+}
+
 fn case_config(case: &str) -> Value {
     read_json(&goldens().join(case).join("config.json"))
 }

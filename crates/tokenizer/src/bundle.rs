@@ -10,6 +10,9 @@ use crate::config::{self, ConfigParts};
 use crate::fast::ByteLevelBpe;
 use crate::{Result, StreamDecoder, TokenizerError};
 
+/// The key of tokenizer_config.json.
+const SPLIT: &str = "split_special_tokens";
+
 /// Start and end, in bytes, of what a token covers in its text.
 pub type ByteRange = (usize, usize);
 
@@ -107,7 +110,10 @@ impl TokenizerBundle {
             add_eos: false,
             model_max_length: parts.model_max_length,
         };
-        bundle.measure();
+        match bundle.config.get(SPLIT).and_then(Value::as_bool) {
+            Some(true) => bundle.split_special_tokens(),
+            _ => bundle.measure(),
+        }
         // Asking is surer than interpreting the many kinds of post-processor.
         let probe = bundle.encode("a", true)?;
         let bare = bundle.encode("a", false)?;
@@ -199,6 +205,19 @@ impl TokenizerBundle {
         self.vocab_size = self.tokenizer.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
     }
 
+    /// From now on special tokens that stand in texts are split like other text (transformers' `split_special_tokens`), and
+    /// [`Self::save`] writes that down.
+    pub fn split_special_tokens(&mut self) {
+        self.tokenizer.set_encode_special_tokens(true);
+        self.config.insert(SPLIT.into(), true.into());
+        self.measure();
+    }
+
+    /// Whether special tokens that stand in texts are split.
+    pub fn splits_special_tokens(&self) -> bool {
+        self.tokenizer.get_encode_special_tokens()
+    }
+
     /// Whether another tokenizer makes the same ids and texts, and has the same roles and templates.
     ///
     /// # Errors
@@ -209,6 +228,7 @@ impl TokenizerBundle {
                 t.chat_template.clone(),
                 t.named_templates.clone(),
                 [t.bos.clone(), t.eos.clone(), t.pad.clone(), t.unk.clone()],
+                t.splits_special_tokens(),
             )
         };
         Ok(own(self) == own(other) && self.tokenizer_json()? == other.tokenizer_json()?)

@@ -450,3 +450,20 @@ fn rows_that_a_gguf_file_only_pads_with_are_free_for_added_tokens() {
     padded.scores = Some(vec![0.0; 3]);
     assert!(TokenizerBundle::from_gguf(&padded).is_err());
 }
+
+#[test]
+fn special_tokens_in_texts_are_split_if_asked_as_transformers_does() {
+    let mut bundle = folder();
+    let text = "a <|im_end|> b";
+    assert_eq!(bundle.encode(text, false).unwrap(), [67, 223, 2, 223, 68]);
+    bundle.split_special_tokens();
+    // transformers 5.23 with `split_special_tokens=True`.
+    let split = [67, 223, 30, 94, 334, 65, 328, 70, 94, 32, 223, 68];
+    assert_eq!(bundle.encode(text, false).unwrap(), split);
+    assert_eq!(bundle.encode_with_offsets(text).unwrap().0, split);
+    let dir = tempfile::tempdir().unwrap();
+    bundle.save(dir.path()).unwrap();
+    let again = TokenizerBundle::from_folder(dir.path()).unwrap();
+    assert_eq!(again.encode(text, false).unwrap(), split);
+    assert!(!again.is_same(&folder()).unwrap() && again.is_same(&bundle).unwrap());
+}

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Resume, RunConfig};
 use crate::error::{Error, Result};
+use crate::located::Pin;
 use crate::progress::Progress;
 use crate::trainer::Trainer;
 
@@ -45,6 +46,10 @@ const FREE_KEYS: &[&str] = &[
     "hub_revision",
     "hub_always_push",
     "threads",
+    "tokenized_path",
+    "cache_dir",
+    "print_param_status",
+    "auto_find_batch_size",
     "preprocessing_num_workers",
     "overwrite_cache",
     "device",
@@ -93,6 +98,9 @@ struct State {
     data: String,
     optimizer_steps: u64,
     started: u64,
+    /// Commits of what was taken from the hub; older checkpoints have none.
+    #[serde(default)]
+    pins: Vec<Pin>,
     progress: Progress,
 }
 
@@ -109,6 +117,8 @@ pub struct Output {
     last: RefCell<Option<PathBuf>>,
     /// Where the checkpoint that is gone on from lies, if it's another folder.
     beside: Option<PathBuf>,
+    /// To be kept in checkpoints.
+    pub(crate) pins: Vec<Pin>,
     lock: RefCell<Option<File>>,
 }
 
@@ -130,6 +140,7 @@ impl Output {
             limit: config.save_total_limit.map(|n| n as usize),
             last: RefCell::new(None),
             beside: None,
+            pins: Vec::new(),
             lock: RefCell::new(None),
             dir: dir.clone(),
         };
@@ -310,6 +321,7 @@ impl Output {
             data: trainer.feed().digest().to_string(),
             optimizer_steps: trainer.optimizer.steps(),
             started: trainer.started,
+            pins: self.pins.clone(),
             progress: trainer.progress.clone(),
         };
         replace_dir_atomically(&path, |dir| -> Result<()> {
@@ -410,6 +422,17 @@ fn read_state(path: &Path) -> Result<State> {
 /// When the run of a checkpoint was first started, in seconds since 1970.
 pub fn started(path: &Path) -> Result<u64> {
     Ok(read_state(path)?.started)
+}
+
+/// The commits of what the run that a configuration goes on with took from the hub; none where there is no such run, of which
+/// [`Output::inspect`] speaks.
+pub fn pins(config: &RunConfig) -> Vec<Pin> {
+    let path = match &config.resume_from_checkpoint {
+        Resume::No => None,
+        Resume::Latest => checkpoints(Path::new(&config.output_dir)).pop().map(|(_, path)| path),
+        Resume::From(path) => Some(PathBuf::from(path)),
+    };
+    path.and_then(|path| read_state(&path).ok()).map(|state| state.pins).unwrap_or_default()
 }
 
 /// Brings a trainer to the state of a checkpoint.

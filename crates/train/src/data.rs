@@ -1,17 +1,18 @@
 //! The data of a run: from the configuration's names to a [`Feed`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use loratune_data::{
     CacheOptions, DatasetHub, DatasetReport, DatasetSource, DatasetSpec, EncodeOptions, Example,
-    ExampleStream, Examples, Finder, Truncation, load_examples,
+    ExampleStream, Examples, Finder, Truncation, load_examples, saved,
 };
 use loratune_model::files::ModelFiles;
+use loratune_model::files::atomic::replace_dir_atomically;
 use loratune_tokenizer::TokenizerBundle;
 use serde_json::{Map, Value};
 
-use crate::config::{RunConfig, Stage};
+use crate::config::{EvalStrategy, RunConfig, Stage};
 use crate::error::{Error, Result};
 use crate::feed::{Feed, Streamed};
 use crate::{pretrain, vocabulary};
@@ -40,6 +41,17 @@ fn load_here(
     tokenizer: &TokenizerBundle,
     started: u64,
 ) -> Result<(Feed, DatasetReport)> {
+    if let Some(dir) = config.tokenized_path.as_deref().map(Path::new) {
+        if let Some(splits) = saved::splits(dir)? {
+            return tokenised(config, dir, &splits, files, tokenizer);
+        }
+        if config.dataset.is_empty() {
+            return Err(Error::Invalid(format!(
+                "tokenized_path: {} holds no rows, and no dataset is named to make some of",
+                dir.display()
+            )));
+        }
+    }
     let mut finder = Finder::new(&config.dataset_dir, hub)?;
     let spec = spec(config, &mut finder)?;
     let options = options(config, started);
@@ -55,7 +67,95 @@ fn load_here(
         (feed, data.report)
     };
     report.warnings.extend(finder.notes().iter().cloned());
+    if let Some(dir) = &config.tokenized_path {
+        report
+            .warnings
+            .push(format!("tokenized_path: the tokenised rows are written to {dir} when the run starts"));
+    }
     Ok((feed, report))
+}
+
+/// Rows that an earlier run, or LLaMA-Factory, left in `tokenized_path`.
+fn tokenised(
+    config: &RunConfig,
+    dir: &Path,
+    splits: &[String],
+    files: &ModelFiles,
+    tokenizer: &TokenizerBundle,
+) -> Result<(Feed, DatasetReport)> {
+    let eval: Vec<DatasetSource> = splits
+        .iter()
+        .filter_map(|split| {
+            let name = split.strip_prefix(EVALUATION)?;
+            let source = saved::source(dir, split);
+            Some(match name.strip_prefix('_') {
+                Some(name) => DatasetSource { name: name.into(), ..source },
+                None => source,
+            })
+        })
+        .collect();
+    let spec = DatasetSpec {
+        eval_apart: splits.iter().any(|s| s.starts_with(&format!("{EVALUATION}_"))),
+        train: vec![saved::source(dir, TRAINING)],
+        eval,
+        seed: config.data_seed.unwrap_or(config.seed),
+        cache: cache(config),
+        ..DatasetSpec::default()
+    };
+    let packing = (config.packing && !config.cuts_blocks()).then_some(config.cutoff_len as usize);
+    let options = EncodeOptions { packing, ..EncodeOptions::default() };
+    let data = load_examples(&spec, tokenizer, &options)?;
+    let asks = config.eval_strategy != EvalStrategy::No || config.do_eval || config.do_predict;
+    if asks && data.eval.is_empty() {
+        return Err(Error::Invalid(format!(
+            "tokenized_path: {} holds no rows to evaluate on (a split `{EVALUATION}`); set eval_strategy: no, or have the rows \
+             tokenised anew with val_size or eval_dataset in another folder",
+            dir.display()
+        )));
+    }
+    check_fits(&data.train, files, tokenizer)?;
+    check_fits(&data.eval, files, tokenizer)?;
+    let mut report = data.report;
+    report.template = "as the rows were saved".into();
+    report.warnings.push(format!(
+        "tokenized_path: the rows are those in {}; dataset, template, cutoff_len and whatever else says how rows are read \
+         change nothing",
+        dir.display()
+    ));
+    let mut feed = Feed::new(data.train, data.eval, config);
+    feed.eval_sets = data.eval_sets;
+    Ok((feed, report))
+}
+
+/// The splits of saved rows, in LLaMA-Factory's names; evaluation sets by themselves are `validation_NAME`.
+const TRAINING: &str = "train";
+const EVALUATION: &str = "validation";
+
+/// Writes the rows of a run into a folder, if nothing is there.
+///
+/// # Errors
+/// If it holds something else, or can't be written.
+pub(crate) fn save_tokenised(feed: &Feed, dir: &Path) -> Result<()> {
+    let Some(train) = feed.training_rows().filter(|_| saved::splits(dir).is_ok_and(|s| s.is_none())) else {
+        return saved::splits(dir).map(|_| ()).map_err(Into::into);
+    };
+    let mut splits = vec![(TRAINING.to_string(), train, 0..train.len())];
+    for (name, range) in &feed.eval_sets {
+        let name = format!("{EVALUATION}_{}", saved::split_name(name));
+        splits.push((name, &feed.eval, range.clone()));
+    }
+    if feed.eval_sets.is_empty() && !feed.eval.is_empty() {
+        splits.push((EVALUATION.to_string(), &feed.eval, 0..feed.eval.len()));
+    }
+    if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(|source| Error::OutputIo { path: parent.into(), source })?;
+    }
+    replace_dir_atomically(dir, |aside| -> Result<()> { Ok(saved::save(aside, &splits)?) })
+}
+
+fn cache(config: &RunConfig) -> Option<CacheOptions> {
+    let dir = CacheOptions::default_dir()?;
+    Some(CacheOptions { overwrite: config.overwrite_cache, ..CacheOptions::new(dir) })
 }
 
 /// The path that a dataset's name leads to, for a run that must not write over its own data; the name itself where it leads
@@ -87,8 +187,7 @@ fn spec(config: &RunConfig, finder: &mut Finder<'_>) -> Result<DatasetSpec> {
         eval_apart: config.eval_on_each_dataset,
         val_size: config.val_size,
         seed: config.data_seed.unwrap_or(config.seed),
-        cache: CacheOptions::default_dir()
-            .map(|dir| CacheOptions { overwrite: config.overwrite_cache, ..CacheOptions::new(dir) }),
+        cache: cache(config),
     })
 }
 
@@ -148,7 +247,7 @@ fn streamed(
         // As the evaluation of the same training set: only the counts are its own.
         let spec = DatasetSpec { eval: eval_spec.train.clone(), eval_apart: apart, ..eval_spec };
         let data = load_examples(&spec, tokenizer, &options)?;
-        report.eval = data.report.eval;
+        (report.eval, report.eval_formats) = (data.report.eval, data.report.eval_formats);
         (eval, eval_sets) = (data.eval, data.eval_sets);
     }
     check_fits(&eval, files, tokenizer)?;

@@ -37,6 +37,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a card had no room for what was computed.
+    pub fn is_out_of_memory(&self) -> bool {
+        use loratune_engine::Error::OutOfMemory;
+        let engine = match self {
+            Error::Engine(e) | Error::Model(loratune_model::Error::Engine(e)) => e,
+            _ => return false,
+        };
+        matches!(engine, OutOfMemory { .. })
+    }
+
     /// Whether the command line or the configuration is wrong, rather than something met on the way.
     pub fn is_usage(&self) -> bool {
         match self {

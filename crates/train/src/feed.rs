@@ -107,6 +107,14 @@ impl Feed {
         }
     }
 
+    /// What is trained on; `None` of a stream.
+    pub fn training_rows(&self) -> Option<&Examples> {
+        match &self.train {
+            Train::Rows { examples, .. } => Some(examples),
+            Train::Stream(_) => None,
+        }
+    }
+
     /// A digest of every token and label of the run's data, in order.
     pub fn digest(&self) -> &str {
         &self.digest
@@ -157,11 +165,11 @@ impl Feed {
         }
     }
 
-    /// The micro-batches of step `step` (counted from 0).
+    /// The micro-batches of step `step` (counted from 0), each halved so often.
     ///
     /// # Errors
     /// A row of a stream that cannot be used.
-    pub fn window(&self, step: u64) -> Result<Vec<Batch>> {
+    pub fn window(&self, step: u64, halvings: u32) -> Result<Vec<Batch>> {
         let window = self.rows_per_step();
         let rows: Vec<Vec<Example>> = match &self.train {
             Train::Stream(stream) => stream.borrow_mut().window(step, window)?,
@@ -179,7 +187,8 @@ impl Feed {
                 rows.map(|row| row.iter().map(|&i| examples.get(i)).collect()).collect()
             }
         };
-        let batches = rows.chunks(self.micro_batch).map(|rows| {
+        let size = (self.micro_batch >> halvings.min(63)).max(1);
+        let batches = rows.chunks(self.micro_batch).flat_map(|batch| batch.chunks(size)).map(|rows| {
             let tokens = |row: &Vec<Example>| row.iter().map(|e| e.input_ids.len()).sum();
             let longest_row = rows.iter().map(tokens).max().unwrap_or(0);
             Batch { longest_row, ..batch(rows.iter().flatten()) }

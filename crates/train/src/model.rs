@@ -44,13 +44,22 @@ pub struct TrainedModel {
     pub(crate) own_tokenizer: bool,
 }
 
+/// A parameter, and what a run does with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParameterStatus {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub dtype: DType,
+    pub trained: bool,
+}
+
 /// What a base is called.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseName {
     /// A path, or `org/name`.
     pub name: String,
     pub on_hub: bool,
-    /// On the hub: branch, tag or commit, if one was asked for.
+    /// On the hub: the commit.
     pub revision: Option<String>,
 }
 
@@ -58,7 +67,7 @@ impl BaseName {
     fn of(config: &RunConfig, located: &Located) -> BaseName {
         match &located.model {
             Some(model) => {
-                BaseName { name: model.id.clone(), on_hub: true, revision: model.revision.clone() }
+                BaseName { name: model.id.clone(), on_hub: true, revision: Some(model.commit.clone()) }
             }
             None => BaseName { name: config.model_name_or_path.clone(), on_hub: false, revision: None },
         }
@@ -175,6 +184,7 @@ impl TrainedModel {
             false => load::decoder_on(device, &files, dtypes, &mut params, &trained)?,
         };
         decoder.set_neftune(neftune(config));
+        decoder.set_label_smoothing(config.label_smoothing_factor);
         decoder.set_recomputes(config.gradient_checkpointing);
         let method = match spec {
             None => Method::Whole,
@@ -204,6 +214,25 @@ impl TrainedModel {
             merges: config.merge_adapter,
             own_tokenizer: false,
         })
+    }
+
+    /// Every parameter of the model and of its adapter, in the order of the forward pass, what is trained last.
+    pub fn parameters(&self) -> Vec<ParameterStatus> {
+        let storage = self.decoder.storage();
+        let frozen =
+            self.decoder.spec().tensors().into_iter().filter(|t| self.params.find(&t.name).is_none());
+        let frozen =
+            frozen.map(|t| ParameterStatus { name: t.name, shape: t.shape, dtype: storage, trained: false });
+        let trained = self.params.ids().map(|id| {
+            let value = self.params.value(id);
+            ParameterStatus {
+                name: self.params.name(id).to_string(),
+                shape: value.shape().to_vec(),
+                dtype: value.dtype(),
+                trained: true,
+            }
+        });
+        frozen.chain(trained).collect()
     }
 
     /// Moves the weights to where the run computes.

@@ -24,6 +24,9 @@ pub struct Progress {
     pub best: Option<(f64, u64)>,
     /// Evaluations in a row without a better metric.
     pub evaluations_without_gain: u64,
+    /// How often batches were halved to fit a card's memory.
+    #[serde(default)]
+    pub halvings: u32,
     /// The learning rates, where they follow a metric.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<Rates>,

@@ -72,8 +72,10 @@ pub fn prepare_with(config: RunConfig, located: &Located, hub: Option<&dyn Datas
     on_threads(config.threads, || prepare_here(config, located, hub))
 }
 
-fn prepare_here(config: RunConfig, located: &Located, hub: Option<&dyn DatasetHub>) -> Result<Prepared> {
-    let (output, start) = Output::inspect(&config)?;
+fn prepare_here(mut config: RunConfig, located: &Located, hub: Option<&dyn DatasetHub>) -> Result<Prepared> {
+    located.pin(&mut config);
+    let (mut output, start) = Output::inspect(&config)?;
+    output.pins = located.pins();
     let mut device = config.device.open()?;
     // Before the model's weights take their part.
     let free = |device: Device| -> Result<Option<u64>> {
@@ -216,6 +218,9 @@ impl Observer for Logging<'_> {
     fn saved(&mut self, step: u64, path: &Path) {
         self.observer.saved(step, path);
     }
+    fn halved(&mut self, rows: u64, why: &str) {
+        self.observer.halved(rows, why);
+    }
     fn stop_requested(&mut self) -> bool {
         // A log that can't be written (a full disk) ends the run like a request to stop; the error follows.
         self.failure.is_some() || self.observer.stop_requested()
@@ -257,6 +262,9 @@ impl Prepared {
             Start::Fresh => None,
         };
         crate::model::write_text(&self.output.dir().join("run_config.yaml"), &config.to_yaml())?;
+        if let Some(dir) = &config.tokenized_path {
+            data::save_tokenised(&self.feed, Path::new(dir))?;
+        }
         let logs = LiveLogs::open(config, resumed_at)?;
         let mut logging = Logging { observer, logs, failure: None };
         let (clock, first, seen) = (Instant::now(), trainer.progress.step, trainer.progress.tokens_seen);

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use loratune_engine::rng::Key;
 use loratune_engine::{Gradients, Mode, Tape};
+use loratune_model::Batch;
 use loratune_model::generate::Sampling;
 
 use crate::checkpoint::Output;
@@ -27,6 +28,8 @@ pub trait Observer: Send {
     fn evaluated(&mut self, step: u64, evaluation: &Evaluation);
     fn logged(&mut self, entry: &LogEntry, total_steps: u64);
     fn saved(&mut self, step: u64, path: &std::path::Path);
+    /// Batches are computed in parts of so many rows from now on, for this reason.
+    fn halved(&mut self, _rows: u64, _why: &str) {}
     /// Asked after every step; true saves a checkpoint and ends the run.
     fn stop_requested(&mut self) -> bool {
         false
@@ -52,6 +55,15 @@ enum Wrong {
     Loss(f64),
     Gradient { loss: f64, norm: f64 },
     Evaluation(Evaluation),
+}
+
+/// What a step's micro-batches come to.
+struct Gradient {
+    grads: Gradients,
+    /// Mean over the trained tokens.
+    loss: f64,
+    tokens: usize,
+    trained: usize,
 }
 
 /// Step numbers at which something happens, every `interval` steps or at the ends of epochs.
@@ -221,28 +233,8 @@ impl<'a> Trainer<'a> {
     /// One optimiser step: all micro-batches of its window, then the update.
     fn step(&mut self, observer: &mut dyn Observer) -> Result<StepReport> {
         let start = Instant::now();
-        let step = self.progress.step;
-        let window = self.feed.window(step)?;
-        let trained: usize = window.iter().map(|b| b.trained_tokens()).sum();
-        let tokens: usize = window.iter().map(|b| b.tokens()).sum();
-        // Dividing the sum by the whole window's count makes 8 × 1 rows the same step as 1 × 8.
-        let per_token = 1.0 / trained.max(1) as f64;
         let learning_rate = self.learning_rate(1.0);
-        let mut grads = Gradients::new(&self.model.params);
-        let mut loss = 0.0;
-        for (micro, batch) in window.iter().enumerate() {
-            let key = Key::new(self.config.seed).named("train").with(step).with(micro as u64);
-            let mut tape = Tape::new(&self.model.params, Mode::Train(key));
-            let out = self.model.decoder.loss(&mut tape, batch)?;
-            let value = out.loss.value().item();
-            if !value.is_finite() {
-                let place = self.first_non_finite(batch)?;
-                return Err(self.non_finite(Wrong::Loss(value), place, learning_rate, observer));
-            }
-            loss += value;
-            tape.backward(&out.loss, per_token, &mut grads)?;
-        }
-        let loss = loss * per_token;
+        let Gradient { grads, loss, tokens, trained } = self.gradient(learning_rate, observer)?;
         let grad_norm = grads.norm()?;
         if !grad_norm.is_finite() {
             let place = grads.first_non_finite(&self.model.params);
@@ -276,6 +268,51 @@ impl<'a> Trainer<'a> {
             trained_tokens: trained,
             seconds: start.elapsed().as_secs_f64(),
         })
+    }
+
+    /// The gradient of the next step. With `auto_find_batch_size` batches that a card has no room for are halved until it has.
+    fn gradient(&mut self, learning_rate: f64, observer: &mut dyn Observer) -> Result<Gradient> {
+        loop {
+            let window = self.feed.window(self.progress.step, self.progress.halvings)?;
+            match self.accumulate(&window, learning_rate, observer) {
+                Err(e) if e.is_out_of_memory() && self.config.auto_find_batch_size => {
+                    let size = self.feed.micro_batch() as u64 >> self.progress.halvings;
+                    if size <= 1 {
+                        return Err(e);
+                    }
+                    self.progress.halvings += 1;
+                    observer.halved(size / 2, &e.to_string());
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn accumulate(
+        &mut self,
+        window: &[Batch],
+        learning_rate: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<Gradient> {
+        let trained: usize = window.iter().map(Batch::trained_tokens).sum();
+        let tokens: usize = window.iter().map(Batch::tokens).sum();
+        // Dividing the sum by the whole window's count makes 8 × 1 rows the same step as 1 × 8.
+        let per_token = 1.0 / trained.max(1) as f64;
+        let mut grads = Gradients::new(&self.model.params);
+        let mut loss = 0.0;
+        for (micro, batch) in window.iter().enumerate() {
+            let key = Key::new(self.config.seed).named("train").with(self.progress.step).with(micro as u64);
+            let mut tape = Tape::new(&self.model.params, Mode::Train(key));
+            let out = self.model.decoder.loss(&mut tape, batch)?;
+            let value = out.loss.value().item();
+            if !value.is_finite() {
+                let place = self.first_non_finite(batch)?;
+                return Err(self.non_finite(Wrong::Loss(value), place, learning_rate, observer));
+            }
+            loss += value;
+            tape.backward(&out.loss, per_token, &mut grads)?;
+        }
+        Ok(Gradient { grads, loss: loss * per_token, tokens, trained })
     }
 
     /// In which layer's output the first value that is not finite stands.

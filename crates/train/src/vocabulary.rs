@@ -54,6 +54,20 @@ pub(crate) fn open(config: &RunConfig, located: &Located) -> Result<Opened> {
         true => ModelFiles::open_without_weights(path)?,
         false => ModelFiles::open(path)?,
     };
+    let mut notes = Vec::new();
+    if let Some(kind) = config.rope_scaling {
+        let length = config.cutoff_len as usize;
+        let context = files.config.spec.max_positions;
+        match files.stretched(kind.name(), length)? {
+            None => notes.push(format!(
+                "rope_scaling: cutoff_len {length} fits the model's context, nothing is scaled"
+            )),
+            Some(stretched) => {
+                files = stretched;
+                notes.push(stretched_note(config, context, files.config.spec.max_positions));
+            }
+        }
+    }
     let (mut beside, mut adapter_rows) = (None, None);
     if let (Finetuning::Lora, Some(adapter)) = (config.finetuning_type, located.adapter_path(config)) {
         let (saved, tensors) = peft::read_adapter(adapter)?;
@@ -71,8 +85,10 @@ pub(crate) fn open(config: &RunConfig, located: &Located) -> Result<Opened> {
     };
     let known = tokenizer.vocab_size();
     let added = add(config, &described, &mut tokenizer)?;
+    if config.split_special_tokens {
+        tokenizer.split_special_tokens();
+    }
     let rows = files.config.spec.vocab_size;
-    let mut notes = Vec::new();
     if tokenizer.vocab_size() > rows {
         if let (false, Some(token)) = (config.resize_vocab, added.iter().find(|t| t.id as usize >= rows)) {
             return Err(no_room(token, &files));
@@ -98,13 +114,22 @@ pub(crate) fn open(config: &RunConfig, located: &Located) -> Result<Opened> {
     }
     let added = added.into_iter().map(|t| Added { id: t.id, token: t.content }).collect::<Vec<_>>();
     let vocabulary = Vocabulary {
-        own_tokenizer: own_tokenizer || config.adds_tokens(),
+        own_tokenizer: own_tokenizer || config.adds_tokens() || config.split_special_tokens,
         added,
         rows: files.config.spec.vocab_size,
         resized_from: files.resized_from,
         notes,
     };
     Ok(Opened { files, tokenizer, vocabulary })
+}
+
+fn stretched_note(config: &RunConfig, from: usize, to: usize) -> String {
+    let adapter = config.finetuning_type == Finetuning::Lora && !config.merge_adapter;
+    let hint = match adapter {
+        true => ". The adapter is for the model so scaled, which merge_adapter: true would write",
+        false => "",
+    };
+    format!("rope_scaling: positions are for {to} tokens instead of {from}{hint}")
 }
 
 impl RunConfig {

@@ -96,7 +96,7 @@ fn wrong_values_name_line_key_value_and_expectation() {
             &[],
             "run.yaml:4: template is `3`; expected text (in quotes if it looks like a number)",
         ),
-        ("stage: stf\n", &[], "run.yaml:4: stage is `stf`; expected sft or pt"),
+        ("stage: stf\n", &[], "run.yaml:4: stage is `stf`; expected sft or pt; did you mean `sft`?"),
         (
             "rank_pattern: {q_proj: 0}\n",
             &[],
@@ -136,7 +136,7 @@ fn wrong_values_name_line_key_value_and_expectation() {
             "init_lora_weights: pissa_niter\n",
             &[],
             "run.yaml:4: init_lora_weights is `pissa_niter`; expected true, false, gaussian, orthogonal, pissa, \
-             pissa_niter_N (N iterations) or olora",
+             pissa_niter_N (N iterations) or olora; did you mean `pissa_niter_16`?",
         ),
         ("bias: some\n", &[], "run.yaml:4: bias is `some`; expected none, all or lora_only"),
         (
@@ -405,11 +405,16 @@ fn what_needs_evaluations_and_what_is_not_there_is_said() {
     assert!(refusal(&format!("{with}{{factor: 1.5}}\n"), &[]).contains("a number above 0 and below 1"));
     assert!(refusal(&format!("{with}{{mode: best}}\n"), &[]).contains("min or max"));
     for (text, why) in [
-        ("label_smoothing_factor: 0.1\n", "without label smoothing"),
-        ("auto_find_batch_size: true\n", "--dry-run"),
-        ("rope_scaling: linear\n", "config.json"),
-        ("tokenized_path: kept\n", "found again by themselves"),
-        ("cache_dir: here\n", "HF_HUB_CACHE"),
+        ("label_smoothing_factor: 1\n", "from 0 up to, but not, 1"),
+        ("rope_scaling: longrope\n", "linear, dynamic, yarn or llama3"),
+        ("create_new_adapter: true\n", "loratune merge --model MODEL --adapter ADAPTER"),
+        ("lr_scheduler_type: cosin\n", "did you mean `cosine`?"),
+        ("lr_scheduler_type: greedi\n", "did you mean `greedy`?"),
+        ("optim: adamw_troch\n", "did you mean `adamw_torch`?"),
+        ("report_to: [tensorbord]\n", "did you mean `tensorboard`?"),
+        ("bf16: ture\n", "did you mean `true`?"),
+        ("init_lora_weights: pisa\n", "did you mean `pissa`?"),
+        ("device: gpu0\n", "expected"),
     ] {
         assert!(refusal(text, &[]).contains(why), "{text}: {}", refusal(text, &[]));
     }

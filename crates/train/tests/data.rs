@@ -1,4 +1,5 @@
-//! Runs over several datasets, by `dataset_info.json`, with an evaluation of each, and over a stream.
+//! Runs over several datasets, by `dataset_info.json`, with an evaluation of each, over a stream, over tokenised rows that were kept,
+//! and in halved batches.
 
 #[path = "common/tiny.rs"]
 mod tiny;
@@ -84,6 +85,68 @@ fn a_stream_in_file_order_trains_what_the_same_rows_in_memory_train() {
 }
 
 #[test]
+fn tokenised_rows_are_written_once_and_trained_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = data_folder(folder.path());
+    let kept = format!("tokenized_path={}", folder.path().join("new/rows").display());
+    for (n, extra) in
+        [&["val_size=0.2"][..], &["eval_dataset=a,b", "eval_on_each_dataset=true"]].iter().enumerate()
+    {
+        let kept = format!("{kept}{n}");
+        let common = [&dir, "dataset=a,b", &kept, "eval_strategy=steps", "eval_steps=4", "max_samples=40"];
+        let (first, again) = (folder.path().join("first"), folder.path().join("again"));
+        let settings = [&common[..], extra].concat();
+        let before = run(config(&first, &settings)).1;
+        // Neither the data nor how it was read is needed any more.
+        let bare = [&kept, "dataset=null", "eval_strategy=steps", "eval_steps=4", "mask_history=true"];
+        let after = run(config(&again, &bare)).1;
+        assert_eq!(before.evaluations, after.evaluations);
+        assert_eq!(bytes(&first, "adapter_model.safetensors"), bytes(&again, "adapter_model.safetensors"));
+        let state = |dir: &Path| String::from_utf8(bytes(dir, "trainer_state.json")).unwrap();
+        assert_eq!(state(&first).contains("eval_a_loss"), n == 1);
+        assert_eq!(state(&first), state(&again));
+        std::fs::remove_dir_all(&first).unwrap();
+        std::fs::remove_dir_all(&again).unwrap();
+    }
+    let refused = |settings: &[&str], parts: &[&str]| {
+        let message = run(config(&folder.path().join("out"), settings)).0.unwrap_err().to_string();
+        parts.iter().for_each(|p| assert!(message.contains(p), "{message}\nlacks {p}"));
+    };
+    let other = format!("tokenized_path={}", folder.path().display());
+    refused(&[&other], &["holds something else than tokenised rows"]);
+    let nothing = format!("tokenized_path={}", folder.path().join("nothing").display());
+    refused(&[&nothing, "dataset=null"], &["holds no rows", "no dataset is named"]);
+    let without = format!("tokenized_path={}", folder.path().join("without").display());
+    run(config(&folder.path().join("made"), &[&without])).0.unwrap();
+    refused(&[&without, "do_eval=true"], &["no rows to evaluate on", "`validation`"]);
+}
+
+#[test]
+fn halved_batches_make_the_same_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("run");
+    let settings = ["save_steps=4", "gradient_accumulation_steps=2"];
+    let (_, whole) = run(config(&place, &settings));
+    let adapter = bytes(&place, "adapter_model.safetensors");
+    // As if a card had had no room for a batch of four rows, nor for one of two.
+    let path = place.join("checkpoint-4/loratune_state.json");
+    let state = std::fs::read_to_string(&path).unwrap();
+    assert!(state.contains("\"halvings\": 0"), "{state}");
+    std::fs::write(&path, state.replace("\"halvings\": 0", "\"halvings\": 2")).unwrap();
+    std::fs::remove_dir_all(place.join("checkpoint-8")).unwrap();
+    let (outcome, rest) = run(config(&place, &[&settings[..], &["resume_from_checkpoint=true"]].concat()));
+    outcome.unwrap();
+    assert_eq!(rest.steps.len(), 4);
+    for (a, b) in whole.steps[4..].iter().zip(&rest.steps) {
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-5 * a.abs();
+        assert!(near(a.loss, b.loss) && near(a.grad_norm, b.grad_norm), "{a:?} {b:?}");
+        assert_eq!((a.tokens, a.trained_tokens), (b.tokens, b.trained_tokens));
+    }
+    // Sums in another order: it was computed in other parts.
+    assert_ne!(bytes(&place, "adapter_model.safetensors"), adapter);
+}
+
+#[test]
 fn contradictions_about_data_are_refused() {
     let refused = |settings: &[&str], parts: &[&str]| {
         let mut all = vec!["model_name_or_path=m", "dataset=a,b", "output_dir=o"];
@@ -96,5 +159,8 @@ fn contradictions_about_data_are_refused() {
     refused(&["streaming=true", "max_steps=5", "val_size=0.5", "eval_strategy=steps"], &["a number of rows"]);
     refused(&["interleave_probs=0.5,0.5"], &["interleave_probs", "mix_strategy"]);
     refused(&["eval_on_each_dataset=true"], &["there is no eval_dataset"]);
+    refused(&["streaming=true", "max_steps=5", "tokenized_path=t"], &["tokenized_path", "are not kept"]);
+    refused(&["tokenized_path=o"], &["overwrite its own input"]);
     refused(&["mix_strategy=interleave"], &["mix_strategy", "interleave_under"]);
+    refused(&["mix_strategy=interleave_undre"], &["did you mean `interleave_under`?"]);
 }

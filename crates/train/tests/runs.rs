@@ -110,6 +110,11 @@ fn lora_with_a_regex_patterns_and_rslora_equals_peft() {
 }
 
 #[test]
+fn label_smoothing_equals_transformers() {
+    check("lora-smoothed");
+}
+
+#[test]
 fn full_fine_tuning_equals_torch() {
     check("full");
 }

@@ -10,7 +10,7 @@ pub(super) const FORMAT: Format = Format {
     name: "tokens",
     required: &["input_ids"],
     optional: &["labels", "attention_mask"],
-    about: "token ids as they are; labels unshifted, -100 = not trained, all ids when absent; attention_mask is ignored",
+    about: "token ids as they are; labels unshifted, -100 = not trained, all ids when absent; attention_mask is ignored unless it numbers several sequences, which is refused",
     example: r#"{"input_ids": [1, 15, 27, 2], "labels": [-100, -100, 27, 2]}"#,
     convert,
 };
@@ -26,6 +26,12 @@ fn convert(fields: &Fields) -> Result<Record, String> {
     {
         let (n, m) = (labels.len(), input_ids.len());
         return Err(format!("`labels` has {n} entries but `input_ids` has {m}; they should be as many"));
+    }
+    // LLaMA-Factory's packs: sequence by sequence 1, 2, 3, ….
+    if integers(fields, "attention_mask")?.is_some_and(|mask| mask.iter().any(|&m| m > 1)) {
+        return Err("`attention_mask` numbers several sequences in one row (neat_packing); write them as rows of their own, and \
+                    pack them in the run"
+            .into());
     }
     Ok(Record::Tokens { input_ids, labels })
 }

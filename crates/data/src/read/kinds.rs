@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{io, near_paths, packed};
 use crate::error::{DataError, Result};
+use crate::saved::INDEX;
 
 /// A kind of dataset file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +40,7 @@ const ENDINGS: [(&str, FileKind); 8] = [
 ];
 
 /// Files of a data folder that hold no rows: LLaMA-Factory's index, and what `datasets` saves beside its rows.
-const NO_ROWS: [&str; 3] = ["dataset_info.json", "state.json", "dataset_dict.json"];
+const NO_ROWS: [&str; 3] = ["dataset_info.json", "state.json", INDEX];
 
 fn by_ending(path: &Path) -> Option<FileKind> {
     let ending = ending(&packed::inner(path));
@@ -76,7 +77,7 @@ pub(super) fn files_of(path: &Path, split: Option<&str>) -> Result<Vec<PathBuf>>
         kind_of(path)?;
         return Ok(vec![path.to_path_buf()]);
     }
-    if path.join("dataset_dict.json").is_file() {
+    if path.join(INDEX).is_file() {
         return files_of(&saved_split(path, split)?, None);
     }
     if let Some(files) = saved_files(path)? {
@@ -110,7 +111,7 @@ pub(super) fn files_of(path: &Path, split: Option<&str>) -> Result<Vec<PathBuf>>
 
 /// The folder of a split in what `datasets.DatasetDict.save_to_disk` wrote.
 fn saved_split(path: &Path, split: Option<&str>) -> Result<PathBuf> {
-    let index = path.join("dataset_dict.json");
+    let index = path.join(INDEX);
     let splits: Vec<String> = read_json(&index)?["splits"]
         .as_array()
         .map(|s| s.iter().filter_map(Value::as_str).map(str::to_string).collect())
@@ -140,7 +141,7 @@ fn saved_files(path: &Path) -> Result<Option<Vec<PathBuf>>> {
     Ok(Some(named.filter(inside).map(|name| path.join(name)).collect()))
 }
 
-fn read_json(path: &Path) -> Result<Value> {
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(io(path))?;
     serde_json::from_str(&text)
         .map_err(|e| DataError::BrokenIndex { path: path.display().to_string(), message: e.to_string() })

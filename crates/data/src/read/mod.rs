@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{DataError, Result, RowRef, nearest};
 use crate::info::Attributes;
+pub(crate) use kinds::read_json;
 pub use kinds::{FileKind, is_data_file};
 use mapped::Piece;
 

@@ -117,7 +117,7 @@ pub struct CudaDevice {
     pub(super) staging: Mutex<Option<Staging>>,
     pub(super) constants: Mutex<HashMap<(&'static str, usize), Constant>>,
     /// The first error of a call that could not return it; the next one that can does.
-    pub(super) failed: Mutex<Option<String>>,
+    pub(super) failed: Mutex<Option<Error>>,
 }
 
 // SAFETY: contexts, streams and modules of the driver may be used from any thread; everything else is behind mutexes.
@@ -324,14 +324,14 @@ impl CudaDevice {
     }
 
     /// Keeps the error of a call that can't return it, for the next one that can.
-    pub(crate) fn fail_later(&self, error: &Error) {
-        lock(&self.failed).get_or_insert(error.to_string());
+    pub(crate) fn fail_later(&self, error: Error) {
+        lock(&self.failed).get_or_insert(error);
     }
 
     /// Makes this thread's calls go to this card; an error that was kept comes out here.
     pub(super) fn enter(&self) -> Result<()> {
-        if let Some(what) = lock(&self.failed).take() {
-            return Err(self.error(what));
+        if let Some(error) = lock(&self.failed).take() {
+            return Err(error);
         }
         // SAFETY: the context lives as long as the process.
         self.check(unsafe { (self.driver.set_context)(self.context) }, "using the card")
@@ -387,14 +387,15 @@ impl CudaDevice {
         if status == driver::OUT_OF_MEMORY {
             let (used, (free, total)) = (lock(&self.pool).used, self.memory()?);
             let mib = |bytes: usize| bytes >> 20;
-            return Err(self.error(format!(
-                "out of memory: {} MiB are needed beside the {} MiB in use, and of the card's {} MiB {} are free; \
+            let what = format!(
+                "{} MiB are needed beside the {} MiB in use, and of the card's {} MiB {} are free; \
                  fewer or shorter rows at a time need less, and so does gradient checkpointing",
                 mib(size),
                 mib(used),
                 mib(total),
                 mib(free)
-            )));
+            );
+            return Err(Error::OutOfMemory { device: self.to_string(), what });
         }
         self.check(status, "allocating memory")?;
         lock(&self.pool).grown(size);

@@ -36,7 +36,7 @@ pub use gated::{Activation, gated};
 pub(crate) use linear::column_sums;
 pub use linear::{Dora, Dropout, Lora, RowNorm, column_norms, linear, row_norms};
 pub use lion::{Lion, lion_step};
-pub use loss::{IGNORE, Logits, LossOutput, head_outputs, linear_cross_entropy};
+pub use loss::{IGNORE, Logits, LossOutput, Targets, head_outputs, linear_cross_entropy};
 pub use noise::uniform_noise;
 pub use norm::{RmsNorm, rms_norm};
 pub use rope::{RopeTable, rope};

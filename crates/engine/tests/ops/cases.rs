@@ -280,7 +280,24 @@ fn loss() -> Vec<Case> {
             Ok(ops::linear_cross_entropy(t, &x, &head, TableAdapter::default(), &targets, logits)?.loss)
         })
     };
-    cases.into_iter().flat_map(|c| logits().map(|logits| of(c.clone(), logits))).collect()
+    let smoothed = smoothings().map(|(n, smoothing, logits)| {
+        let inputs = [("x", &[n, 3][..]), ("head", &[41, 3])];
+        let name = format!("linear_cross_entropy {n}x3 over 41, smoothed by {smoothing}{}", suffix(logits));
+        case(name, &inputs, move |t, i| {
+            let (x, head) = (i.activation(t, 0), Weight::Param(i.param(1)));
+            let ids: Vec<i32> = (0..n as i32).map(|i| if i % 5 == 3 { -100 } else { (7 * i) % 41 }).collect();
+            let targets = ops::Targets { ids: &ids, smoothing };
+            Ok(ops::linear_cross_entropy(t, &x, &head, TableAdapter::default(), targets, logits)?.loss)
+        })
+    });
+    let plain = cases.into_iter().flat_map(|c| logits().map(|logits| of(c.clone(), logits)));
+    plain.chain(smoothed).collect()
+}
+
+/// Rows, label smoothing, and the logits that it is of.
+fn smoothings() -> [(usize, f64, Logits); 3] {
+    let [plain, .., both] = logits();
+    [(1, 0.1, plain), (9, 0.5, both), (1030, 0.1, plain)]
 }
 
 /// What a case's name says of its logits.

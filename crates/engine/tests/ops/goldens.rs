@@ -227,12 +227,14 @@ impl Golden<'_> {
                 })
             }
             "linear_cross_entropy" => self.check(&["hidden", "head"], |t, p| {
-                let targets: Vec<i32> = self.ints("targets").iter().map(|&i| i as i32).collect();
+                let ids: Vec<i32> = self.ints("targets").iter().map(|&i| i as i32).collect();
+                let smoothing = self.case["params"]["smoothing"].as_f64().unwrap_or(0.0);
+                let targets = ops::Targets { ids: &ids, smoothing };
                 let x = t.param(p("hidden"));
                 let softcap = self.case["params"]["softcap"].as_f64();
                 let (head, logits) =
                     (Weight::Param(p("head")), Logits { scale: self.param("scale"), softcap });
-                let out = ops::linear_cross_entropy(t, &x, &head, TableAdapter::default(), &targets, logits)
+                let out = ops::linear_cross_entropy(t, &x, &head, TableAdapter::default(), targets, logits)
                     .unwrap();
                 assert_eq!(out.tokens, self.size("trained"));
                 out.loss

@@ -10,6 +10,7 @@ use loratune_engine::{DType, Device};
 use loratune_train::checkpoint::Start;
 use loratune_train::config::{Finetuning, Key, Loaded, RunConfig, Value};
 use loratune_train::model::dtypes;
+use loratune_train::optimizer::{GroupSize, group_sizes};
 use loratune_train::run::{Outcome, Prepared, peak_memory, prepare_with};
 use loratune_train::trainer::Ending;
 use loratune_train::vocabulary::Vocabulary;
@@ -78,6 +79,9 @@ pub fn execute(loaded: &Loaded, style: Style, extent: Extent, resume: &str) -> R
     if extent != Extent::Steps {
         introduce(style, loaded, &prepared, &plan, extent == Extent::Plan)?;
     }
+    if prepared.config.print_param_status {
+        show_parameters(style, &prepared)?;
+    }
     if extent == Extent::Plan {
         return Ok(ExitCode::SUCCESS);
     }
@@ -125,6 +129,8 @@ struct Plan {
     steps_per_epoch: u64,
     total_steps: u64,
     trainable_parameters: usize,
+    /// The trained parameters by learning rate and decay.
+    parameter_groups: Vec<GroupSize>,
     parameters: usize,
     vocabulary: Vocabulary,
     /// Bytes of all weights, frozen and trained.
@@ -150,6 +156,7 @@ impl Plan {
             steps_per_epoch: prepared.feed.steps_per_epoch(),
             total_steps: prepared.total_steps(),
             trainable_parameters: trained,
+            parameter_groups: group_sizes(&prepared.model.params, &prepared.config),
             parameters: all,
             vocabulary: prepared.vocabulary.clone(),
             weight_bytes: (all.saturating_sub(trained) * stored + trained * 4) as u64,
@@ -159,10 +166,7 @@ impl Plan {
                 Start::Resume(path) => Some(path.display().to_string()),
                 Start::Fresh => None,
             },
-            device: match prepared.device.device {
-                Device::Cuda(n) => format!("cuda:{n}"),
-                Device::Cpu => "cpu".into(),
-            },
+            device: device_name(prepared.device.device),
             why_cpu: prepared.device.why_cpu.clone(),
             notes: prepared.notes.clone(),
         }
@@ -193,8 +197,9 @@ impl Plan {
             bytes(self.weight_bytes),
             bytes(self.training_bytes)
         );
-        let mut out =
-            format!("{:<10} {steps}\n{:<10} {trained}\n{:<10} {memory}\n", "steps", "trained", "memory");
+        let mut out = format!("{:<10} {steps}\n{:<10} {trained}\n", "steps", "trained");
+        out.push_str(&rates_line(&self.parameter_groups));
+        out.push_str(&format!("{:<10} {memory}\n", "memory"));
         let why = self.why_cpu.as_ref().map_or(String::new(), |why| format!(": {why}"));
         out.push_str(&format!("{:<10} {}{why}\n", "device", self.device));
         if let Some(line) = vocabulary_line(&self.vocabulary) {
@@ -208,6 +213,24 @@ impl Plan {
         }
         out
     }
+}
+
+/// The learning rates of the parameters, where they are several.
+fn rates_line(groups: &[GroupSize]) -> String {
+    let mut by_rate: Vec<(f64, usize, &str)> = Vec::new();
+    for group in groups {
+        match by_rate.iter_mut().find(|(rate, ..)| *rate == group.learning_rate) {
+            Some((_, parameters, _)) => *parameters += group.parameters,
+            None => by_rate.push((group.learning_rate, group.parameters, &group.first)),
+        }
+    }
+    if by_rate.len() < 2 {
+        return String::new();
+    }
+    let parts = by_rate.iter().map(|(rate, n, first)| {
+        format!("{} for {} (the first is {first})", number(*rate), thousands(*n as u64))
+    });
+    format!("{:<10} {}\n", "rates", parts.collect::<Vec<_>>().join(", "))
 }
 
 /// What a run does to its vocabulary, if it does something.
@@ -244,6 +267,38 @@ fn introduce(style: Style, loaded: &Loaded, prepared: &Prepared, plan: &Plan, dr
         }
     }
     Ok(())
+}
+
+/// Every parameter, one a line in LLaMA-Factory's words.
+fn show_parameters(style: Style, prepared: &Prepared) -> Result<()> {
+    let device = prepared.device.device;
+    let all = prepared.model.parameters();
+    if style == Style::Json {
+        let all: Vec<serde_json::Value> = all
+            .iter()
+            .map(|p| json!({"name": p.name, "dtype": p.dtype.to_string(), "shape": p.shape, "trainable": p.trained}))
+            .collect();
+        return Ok(output::json(
+            &json!({"event": "parameters", "device": device_name(device), "parameters": all}),
+        )?);
+    }
+    let lines = all.iter().map(|p| {
+        let trained = p.trained;
+        format!(
+            "name: {}, dtype: {}, device: {}, trainable: {trained}\n",
+            p.name,
+            p.dtype,
+            device_name(device)
+        )
+    });
+    Ok(output::print(&(lines.collect::<String>() + "\n"))?)
+}
+
+fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(n) => format!("cuda:{n}"),
+        Device::Cpu => "cpu".into(),
+    }
 }
 
 fn plain(value: &Value) -> serde_json::Value {

@@ -105,6 +105,15 @@ impl Place {
         Ran::of(child.wait_with_output().expect("it ends"))
     }
 
+    /// Puts the model that comes with loratune here, as `quickstart` does.
+    pub fn embedded_model(&self, to: &str) {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/quickstart/model");
+        std::fs::create_dir_all(self.path(to)).expect("the test can write");
+        for file in std::fs::read_dir(from).expect("the model is there").flatten() {
+            std::fs::copy(file.path(), self.path(to).join(file.file_name())).expect("the test can write");
+        }
+    }
+
     /// Copies one of the tiny models here, to be damaged.
     pub fn copy_model(&self, name: &str, to: &str) {
         let from = model(name);

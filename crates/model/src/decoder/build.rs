@@ -293,6 +293,7 @@ impl Decoder {
             head: b.head(spec, &embedding)?,
             embedding,
             neftune: None,
+            label_smoothing: 0.0,
             recomputes: false,
             ropes: Tables::default(),
             spec: spec.clone(),

@@ -9,7 +9,7 @@ mod rotation;
 use std::sync::Arc;
 
 use loratune_engine::ops::{
-    self, AttentionConfig, Lora, LossOutput, RmsNorm, RowNorm, TableAdapter, TrainedRows,
+    self, AttentionConfig, Lora, LossOutput, RmsNorm, RowNorm, TableAdapter, Targets, TrainedRows,
 };
 use loratune_engine::{DType, FrozenWeight, Mode, Params, Tape, Tensor, Var, Weight};
 
@@ -131,6 +131,7 @@ pub struct Decoder {
     head: Matrix,
     /// Noise on the embeddings in training passes.
     neftune: Option<Neftune>,
+    label_smoothing: f64,
     /// Whether blocks are computed again in the backward pass instead of being kept.
     recomputes: bool,
     ropes: Tables,
@@ -205,6 +206,11 @@ impl Decoder {
     /// Noise on the embeddings in training passes.
     pub fn set_neftune(&mut self, neftune: Option<Neftune>) {
         self.neftune = neftune;
+    }
+
+    /// ε of label smoothing in [`Decoder::loss`], training or not.
+    pub fn set_label_smoothing(&mut self, share: f64) {
+        self.label_smoothing = share;
     }
 
     /// Whether training passes keep only the inputs of the blocks and compute these again in the backward pass (gradient
@@ -316,7 +322,7 @@ impl Decoder {
             x,
             &self.head.weight,
             self.head.table_adapter(),
-            &batch.targets,
+            Targets { ids: &batch.targets, smoothing: self.label_smoothing },
             self.spec.logits,
         )?)
     }

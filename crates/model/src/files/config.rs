@@ -59,8 +59,22 @@ const WITH_IMAGES: &str = "is `Gemma3ForConditionalGeneration`, a model of text 
     t.model, t.lm_head = m.model.language_model, m.lm_head; t.save_pretrained(NEW_FOLDER)";
 
 fn family(map: &Map<String, Value>, fields: &Fields<'_>) -> Result<&'static Family> {
-    let named = map.get("architectures").and_then(Value::as_array).filter(|list| !list.is_empty());
-    let class = named.and_then(|list| list.first()).and_then(Value::as_str);
+    let class = match map.get("architectures") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(class)) => Some(class.as_str()),
+        Some(Value::Array(list)) => match list.first() {
+            None => None,
+            Some(Value::String(class)) => Some(class.as_str()),
+            Some(other) => {
+                return Err(fields.wrong("architectures", format!("lists {other}, which is no class's name")));
+            }
+        },
+        Some(other) => {
+            return Err(
+                fields.wrong("architectures", format!("is {other}; expected a list with the model's class"))
+            );
+        }
+    };
     let model_type = map.get("model_type").and_then(Value::as_str);
     let (found, given) = match (class, model_type) {
         (Some(class), _) => (FAMILIES.iter().find(|f| f.class == class), class),

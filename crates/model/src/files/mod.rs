@@ -17,6 +17,7 @@ pub mod peft;
 mod quantise;
 mod safetensors;
 mod stream;
+mod stretch;
 mod suggest;
 mod tensor;
 mod tied;

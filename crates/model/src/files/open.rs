@@ -118,6 +118,19 @@ impl ModelFiles {
         Ok(ModelFiles { path, config, raw_config, generation_config, tensors, resized_from, gguf })
     }
 
+    /// The same weights with another description.
+    pub(super) fn with_config(&self, config: ModelConfig, raw_config: Value) -> ModelFiles {
+        ModelFiles {
+            path: self.path.clone(),
+            config,
+            raw_config,
+            generation_config: self.generation_config.clone(),
+            tensors: self.tensors.clone(),
+            resized_from: self.resized_from,
+            gguf: self.gguf.clone(),
+        }
+    }
+
     /// The same model with another size of vocabulary, whose tensors `tensors` gives.
     ///
     /// # Errors
@@ -128,15 +141,9 @@ impl ModelFiles {
             map.insert("vocab_size".into(), rows.into());
         }
         let resized_from = Some(self.resized_from.unwrap_or(self.config.spec.vocab_size));
-        Ok(ModelFiles {
-            path: self.path.clone(),
-            config: ModelConfig::from_value(&raw_config, &self.path)?,
-            raw_config,
-            generation_config: self.generation_config.clone(),
-            tensors,
-            resized_from: resized_from.filter(|&old| old != rows),
-            gguf: self.gguf.clone(),
-        })
+        let config = ModelConfig::from_value(&raw_config, &self.path)?;
+        let resized_from = resized_from.filter(|&old| old != rows);
+        Ok(ModelFiles { tensors, resized_from, ..self.with_config(config, raw_config) })
     }
 
     /// The model's tokenizer: from the folder's files, or rebuilt from the GGUF file's metadata.

@@ -27,6 +27,9 @@ macro_rules! choices {
             fn expected() -> String {
                 one_of(&[$($text),+])
             }
+            fn choices() -> Vec<&'static str> {
+                vec![$($text, $($also,)*)+]
+            }
             fn parse(value: &Value) -> Result<Self, Problem> {
                 const LATER: &[&str] = &[$($later),*];
                 let text = match value {
@@ -119,6 +122,21 @@ choices! {
         Description = "desc_init",
         /// That, and noise.
         NoisyDescription = "desc_init_w_noise",
+    }
+    not_yet []
+}
+
+choices! {
+    /// How the rotary embedding is stretched (`rope_scaling`), in transformers' names.
+    RopeScaling {
+        /// All positions are divided.
+        Linear = "linear",
+        /// The base follows the length of the text.
+        Dynamic = "dynamic",
+        /// YaRN.
+        Yarn = "yarn",
+        /// As Llama 3.1.
+        Llama3 = "llama3",
     }
     not_yet []
 }
@@ -301,6 +319,9 @@ impl Field for Vec<Reporter> {
     fn expected() -> String {
         "none, tensorboard or all".into()
     }
+    fn choices() -> Vec<&'static str> {
+        vec!["none", "tensorboard", "all"]
+    }
     fn parse(value: &Value) -> Result<Self, Problem> {
         match value {
             Value::Null => Ok(Vec::new()),
@@ -329,6 +350,9 @@ impl Field for DeviceChoice {
     const TEXT: bool = true;
     fn expected() -> String {
         DeviceChoice::EXPECTED.into()
+    }
+    fn choices() -> Vec<&'static str> {
+        vec!["auto", "cpu", "cuda"]
     }
     fn parse(value: &Value) -> Result<Self, Problem> {
         let Value::Str(name) = value else { return Err(Problem::Type) };
@@ -362,6 +386,9 @@ const INIT_NOT_YET: [&str; 5] = ["corda", "eva", "loftq", "lora_ga", "mica"];
 impl Field for Init {
     fn expected() -> String {
         "true, false, gaussian, orthogonal, pissa, pissa_niter_N (N iterations) or olora".into()
+    }
+    fn choices() -> Vec<&'static str> {
+        vec!["true", "false", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"]
     }
     fn parse(value: &Value) -> Result<Self, Problem> {
         match value {
@@ -398,6 +425,9 @@ impl Field for Thinking {
     fn expected() -> String {
         "true, false or `none`".into()
     }
+    fn choices() -> Vec<&'static str> {
+        vec!["true", "false", "none"]
+    }
     fn parse(value: &Value) -> Result<Self, Problem> {
         match value {
             Value::Bool(on) => Ok(Thinking(Some(*on))),
@@ -420,6 +450,9 @@ impl Field for Bias {
     fn expected() -> String {
         one_of(&Bias::ALL.map(Bias::name))
     }
+    fn choices() -> Vec<&'static str> {
+        Bias::ALL.map(Bias::name).to_vec()
+    }
     fn parse(value: &Value) -> Result<Self, Problem> {
         let Value::Str(name) = value else { return Err(Problem::Type) };
         Bias::ALL.into_iter().find(|b| b.name() == name.trim()).ok_or(Problem::Type)
@@ -433,6 +466,9 @@ impl Field for ScheduleKind {
     const TEXT: bool = true;
     fn expected() -> String {
         one_of(&ScheduleKind::ALL.map(|(_, name)| name))
+    }
+    fn choices() -> Vec<&'static str> {
+        ScheduleKind::ALL.map(|(_, name)| name).to_vec()
     }
     fn parse(value: &Value) -> Result<Self, Problem> {
         let Value::Str(name) = value else { return Err(Problem::Type) };

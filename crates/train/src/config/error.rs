@@ -170,7 +170,7 @@ pub enum ConfigError {
         value: String,
         /// Where it stands.
         origin: Origin,
-        /// Type and range.
+        /// Type and range, and which of the words that are good values was probably meant.
         expected: String,
     },
     /// A value that is known but refused, with the reason.
@@ -230,6 +230,13 @@ fn did_you_mean(suggestion: &Option<&'static str>) -> String {
         Some(name) => format!("; did you mean `{name}`?"),
         None => "; `loratune train --help` lists the keys".to_string(),
     }
+}
+
+/// Of `choices`, the one that a word was probably meant to be, as the end of an expectation.
+pub(super) fn meant(word: &str, choices: &[&'static str]) -> String {
+    super::nearest(word, choices.iter().copied())
+        .map(|n| format!("; did you mean `{n}`?"))
+        .unwrap_or_default()
 }
 
 fn list_entries(entries: &[Entry]) -> String {

@@ -34,6 +34,10 @@ pub trait Field: Sized {
     const TEXT: bool = false;
     /// What is expected, as in "expected {}".
     fn expected() -> String;
+    /// The words that are good values, where there are few: one of them is what a misspelt value was meant to be.
+    fn choices() -> Vec<&'static str> {
+        Vec::new()
+    }
     /// Reads a value.
     ///
     /// # Errors
@@ -47,6 +51,9 @@ impl Field for bool {
     const ARITY: Arity = Arity::Switch;
     fn expected() -> String {
         "true or false".into()
+    }
+    fn choices() -> Vec<&'static str> {
+        vec!["true", "false"]
     }
     fn parse(value: &Value) -> Result<Self, Problem> {
         match value {
@@ -153,6 +160,9 @@ impl<T: Field> Field for Option<T> {
     const TEXT: bool = T::TEXT;
     fn expected() -> String {
         T::expected()
+    }
+    fn choices() -> Vec<&'static str> {
+        T::choices()
     }
     fn parse(value: &Value) -> Result<Self, Problem> {
         if *value == Value::Null { Ok(None) } else { T::parse(value).map(Some) }

@@ -21,12 +21,20 @@ run_config! {
         model_name_or_path: String = String::new(), HuggingFace, required "model_name_or_path: models/SmolLM2-135M";
         /// Branch, tag or commit of a base model on the hub.
         model_revision: Option<String> = None, LlamaFactory, words "main";
+        /// Folder in which downloads are kept, in the layout of Hugging Face's cache.
+        cache_dir: Option<String> = None, LlamaFactory, words "HF_HUB_CACHE, or hub in HF_HOME";
         /// Go on training this PEFT adapter, a folder or a name on the hub; rank, alpha, targets, and dropout if lora_dropout is not set, are then the adapter's.
         adapter_name_or_path: Option<String> = None, LlamaFactory, rule ONE_ADAPTER;
         /// Start from random weights; only the model's config and tokenizer are read.
         train_from_scratch: bool = false, LlamaFactory;
         /// Storage of the frozen base weights: `auto` is bfloat16 with bf16, else float32.
         dtype: BaseDtype = BaseDtype::Auto, HuggingFace, alias "torch_dtype";
+        /// Stretch the rotary embedding where cutoff_len is longer than the model's context, by as many times as that takes: `linear`,
+        /// `dynamic`, `yarn` or `llama3`. It makes another model of the base: an adapter is for the model as it is scaled, which
+        /// merge_adapter writes down in config.json.
+        rope_scaling: Option<RopeScaling> = None, LlamaFactory, words "the model's own";
+        /// Split special tokens that stand in texts like other text, also those that a template writes as text.
+        split_special_tokens: bool = false, LlamaFactory;
         /// Ordinary tokens to add to the tokenizer, as a list or with commas. They take the embedding's free rows; where there
         /// are none, resize_vocab is needed.
         add_tokens: Vec<String> = Vec::new(), LlamaFactory;
@@ -178,6 +186,9 @@ run_config! {
         /// Tokenise anew what is kept from an earlier run, and replace it. Rows of datasets of a megabyte and more are kept in
         /// `loratune/tokenized` in HF_HOME, XDG_CACHE_HOME or ~/.cache.
         overwrite_cache: bool = false, LlamaFactory;
+        /// Folder for tokenised rows, as `datasets` saves them. If it holds rows, these are the training and evaluation rows, and
+        /// what says otherwise how rows are read changes nothing; else the rows are written there when the run starts.
+        tokenized_path: Option<String> = None, LlamaFactory;
         /// Evaluate each eval_dataset by itself too, as `eval_NAME_loss`; eval_loss is over all of them.
         eval_on_each_dataset: bool = false, LlamaFactory;
         /// Threads for tokenising.
@@ -213,6 +224,8 @@ run_config! {
         /// Draw `training_loss.png` and `.svg`, `training_eval_loss.png`, `training_eval_accuracy.png` (LLaMA-Factory's default is
         /// false).
         plot_loss: bool = true, LlamaFactory;
+        /// Show each parameter's name, type, device, and whether it is trained.
+        print_param_status: bool = false, LlamaFactory;
         /// `tensorboard` or `none` (Hugging Face's default is none); `all` is what there is: tensorboard. W&B documents no format that
         /// other programs may write, and has a library for Python only.
         report_to: Vec<Reporter> = vec![Reporter::TensorBoard], HuggingFace;
@@ -316,6 +329,8 @@ run_config! {
         adam_epsilon: f64 = 1e-8, HuggingFace, rule NOT_NEGATIVE;
         /// Clip the gradient's norm to this; 0 is off.
         max_grad_norm: f64 = 1.0, HuggingFace, rule NOT_NEGATIVE;
+        /// Label smoothing: this share of each target's probability is spread over the whole vocabulary, in eval_loss too.
+        label_smoothing_factor: f64 = 0.0, HuggingFace, rule BELOW_1;
         /// Seed of everything random: initialisation, dropout, order, held-out rows.
         seed: u64 = 42, HuggingFace;
         /// Seed of the data's order.
@@ -328,6 +343,10 @@ run_config! {
         /// Keep only the inputs of the model's blocks and compute these again in the backward pass: less memory for a third more
         /// arithmetic, and the same numbers.
         gradient_checkpointing: bool = false, HuggingFace;
+        /// When a card's memory does not suffice for a batch, compute it in halves, as often as that helps, and from then on: the
+        /// steps are the same (Hugging Face begins anew with fewer rows a step).
+        auto_find_batch_size: bool = false, HuggingFace,
+            differs "auto_find_batch_size" "a batch that does not fit is computed in halves, and the step stays what it is; Hugging Face begins anew with fewer rows a step";
         /// What computes: `auto` (the first NVIDIA card, else the processor), `cpu`, `cuda` or `cuda:N`.
         device: DeviceChoice = DeviceChoice::Auto, Loratune;
         /// Threads for computing.

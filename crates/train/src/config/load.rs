@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::elsewhere::{self, Answer};
-use super::error::{ConfigError, Origin};
+use super::error::{ConfigError, Origin, meant};
 use super::field::{Field, Problem};
 use super::keys::{KEYS, RunConfig};
 use super::registry::Key;
@@ -208,7 +208,18 @@ fn bad_value(key: &Key, spelling: String, value: &Value, origin: &Origin) -> Con
         key: spelling,
         value: shown(key, value),
         origin: origin.clone(),
-        expected: key.expectation(),
+        expected: key.expectation() + &misspelt(value, &(key.choices)()).unwrap_or_default(),
+    }
+}
+
+/// What a word that is none of `choices` was probably meant to be; of a list the first such word counts.
+fn misspelt(value: &Value, choices: &[&'static str]) -> Option<String> {
+    match value {
+        Value::Str(text) => {
+            text.split(',').map(str::trim).find(|w| !choices.contains(w)).map(|word| meant(word, choices))
+        }
+        Value::List(items) => items.iter().find_map(|item| misspelt(item, choices)),
+        _ => None,
     }
 }
 

@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 pub use autotrain::{help as autotrain_help, markdown as autotrain_markdown};
 pub use choices::{
     BaseDtype, BosOf, EvalStrategy, Finetuning, HubStrategy, LogStrategy, Metric, MixStrategy, NeftuneScale,
-    NewTokens, Optimizer, Reporter, SaveStrategy, Stage, Thinking,
+    NewTokens, Optimizer, Reporter, RopeScaling, SaveStrategy, Stage, Thinking,
 };
 pub use error::{ConfigError, Entry, Origin};
 pub use field::{

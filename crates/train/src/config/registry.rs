@@ -79,6 +79,8 @@ pub struct Key {
     pub is_secret: bool,
     /// What it expects, without the rule.
     pub expected: fn() -> String,
+    /// The words that are good values, where there are few.
+    pub choices: fn() -> Vec<&'static str>,
     /// Reads the value into the configuration.
     pub set: fn(&mut RunConfig, &Value) -> Result<(), Problem>,
     /// Back to the default.
@@ -154,6 +156,7 @@ macro_rules! run_config {
             arity: <$ty as Field>::ARITY,
             is_secret: <$ty as Field>::SECRET,
             expected: <$ty as Field>::expected,
+            choices: <$ty as Field>::choices,
             set: |config, value| {
                 config.$name = <$ty as Field>::parse(value)?;
                 Ok(())

@@ -79,7 +79,8 @@ impl Loaded {
 
     fn check_required(&self, file: &str) -> Result<(), ConfigError> {
         for key in KEYS {
-            if let (Some(example), Value::Null) = (key.required, (key.get)(&self.config)) {
+            let known = key.name == "dataset" && self.config.tokenized_path.is_some();
+            if let (Some(example), Value::Null, false) = (key.required, (key.get)(&self.config), known) {
                 return Err(ConfigError::Required { file: file.to_string(), key: key.name, example });
             }
         }
@@ -147,7 +148,8 @@ impl Loaded {
 
     fn check_evaluation(&self) -> Result<(), ConfigError> {
         let c = &self.config;
-        let has_rows = c.val_size > 0.0 || !c.eval_dataset.is_empty();
+        // Whether there are some in tokenized_path is known when they are read.
+        let has_rows = c.val_size > 0.0 || !c.eval_dataset.is_empty() || c.tokenized_path.is_some();
         if c.val_size > 0.0 && !c.eval_dataset.is_empty() {
             return self.conflict(
                 &["val_size", "eval_dataset"],
@@ -190,7 +192,7 @@ impl Loaded {
         if c.eval_steps.is_some() {
             return wants("eval_steps", &format!("evaluation is off; {SET}"));
         }
-        if has_rows && !c.do_eval && !c.do_predict {
+        if has_rows && !c.do_eval && !c.do_predict && c.tokenized_path.is_none() {
             let key = if c.val_size > 0.0 { "val_size" } else { "eval_dataset" };
             return wants(key, &format!("these rows would not be used; {SET}, or remove `{key}`"));
         }
@@ -419,6 +421,12 @@ impl Loaded {
         if c.streaming && c.max_steps.0.is_none() {
             return self.conflict(&["streaming", "max_steps"], "a stream has no end: set max_steps");
         }
+        if c.streaming && c.tokenized_path.is_some() {
+            return self.conflict(
+                &["streaming", "tokenized_path"],
+                "the rows of a stream are not kept; set streaming: false",
+            );
+        }
         if c.streaming && c.val_size.fract() != 0.0 {
             return self.conflict(
                 &["streaming", "val_size"],
@@ -446,7 +454,7 @@ impl Loaded {
                 );
             }
         }
-        for key in ["model_name_or_path", "adapter_name_or_path"] {
+        for key in ["model_name_or_path", "adapter_name_or_path", "tokenized_path"] {
             if self.entry(key).value == self.entry("output_dir").value {
                 return self.conflict(
                     &[key, "output_dir"],

@@ -1,5 +1,7 @@
 //! Parameter groups: what differs between parameters in learning rate and decay.
 
+use loratune_engine::Params;
+
 use crate::config::RunConfig;
 
 /// What differs between parameters.
@@ -32,6 +34,40 @@ pub(super) fn group(name: &str, dimensions: usize, config: &RunConfig) -> Group 
         _ => 1.0,
     };
     Group { lr_factor, weight_decay }
+}
+
+/// Parameters that learn at one rate and decay alike.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct GroupSize {
+    /// At the schedule's peak.
+    pub learning_rate: f64,
+    pub weight_decay: f64,
+    pub tensors: usize,
+    /// Numbers in them.
+    pub parameters: usize,
+    /// Name of the first tensor.
+    pub first: String,
+}
+
+/// The groups of a run's parameters, in the order of their first.
+pub fn group_sizes(params: &Params, config: &RunConfig) -> Vec<GroupSize> {
+    let mut sizes: Vec<GroupSize> = Vec::new();
+    for id in params.ids() {
+        let (name, value) = (params.name(id), params.value(id));
+        let Group { lr_factor, weight_decay } = group(name, value.shape().len(), config);
+        let learning_rate = config.learning_rate * lr_factor;
+        let same = |s: &&mut GroupSize| s.learning_rate == learning_rate && s.weight_decay == weight_decay;
+        match sizes.iter_mut().find(same) {
+            Some(size) => {
+                (size.tensors, size.parameters) = (size.tensors + 1, size.parameters + value.numel())
+            }
+            None => {
+                let (parameters, first) = (value.numel(), name.to_string());
+                sizes.push(GroupSize { learning_rate, weight_decay, tensors: 1, parameters, first });
+            }
+        }
+    }
+    sizes
 }
 
 #[cfg(test)]

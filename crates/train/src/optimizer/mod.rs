@@ -8,8 +8,8 @@ use loratune_engine::{Device, Error, Gradients, Params, Tensor};
 
 use crate::config::{Optimizer as Choice, RunConfig};
 
-pub use groups::Group;
 use groups::group;
+pub use groups::{Group, GroupSize, group_sizes};
 use state::State;
 
 /// Below so many numbers bitsandbytes keeps a parameter's state in 32 bits.

@@ -75,16 +75,17 @@ impl<'a, R: Real> Run<'a, R> {
         }
     }
 
-    pub fn all(&mut self, targets: &[usize]) -> Result<()> {
+    /// Of all rows, with that label smoothing.
+    pub fn all(&mut self, targets: &[usize], smoothing: f64) -> Result<()> {
         let copies = self.adapter.as_ref().map_or(1, HeadAdapter::copies_of_outputs);
         let chunk = rows(targets.len(), self.vocabulary, copies);
         for (c, targets) in targets.chunks(chunk).enumerate() {
-            self.chunk(c * chunk..c * chunk + targets.len(), targets)?;
+            self.chunk(c * chunk..c * chunk + targets.len(), targets, smoothing)?;
         }
         Ok(())
     }
 
-    fn chunk(&mut self, rows: Range<usize>, targets: &[usize]) -> Result<()> {
+    fn chunk(&mut self, rows: Range<usize>, targets: &[usize], smoothing: f64) -> Result<()> {
         let n = rows.len();
         let x = &self.x[rows.start * self.hidden..rows.end * self.hidden];
         let mut outputs = match &self.adapter {
@@ -101,7 +102,7 @@ impl<'a, R: Real> Run<'a, R> {
                 if want_grad {
                     logits.slopes(row, slopes);
                 }
-                let result = cross_entropy_row(row, target, want_grad);
+                let result = cross_entropy_row(row, target, smoothing, want_grad);
                 if want_grad {
                     logits.backward(row, slopes);
                 }
@@ -147,12 +148,18 @@ impl<'a, R: Real> Run<'a, R> {
     }
 }
 
-/// The loss of one row of logits and whether its maximum is the target; the row becomes softmax − onehot if asked.
-fn cross_entropy_row<R: Real>(row: &mut [R], target: usize, want_grad: bool) -> (f64, bool) {
+/// The loss of one row of logits and whether its maximum is the target; the row becomes the logits' gradient if asked, which is
+/// softmax − onehot without smoothing.
+fn cross_entropy_row<R: Real>(row: &mut [R], target: usize, smoothing: f64, want_grad: bool) -> (f64, bool) {
     let max = vectorised!([R: Real] (row: &[R]) -> R { largest(row) });
     let at_target = row[target];
     // A first maximum before the target makes the prediction wrong, as argmax does.
     let correct = at_target == max && row[..target].iter().all(|&l| l < max);
+    // What the loss takes the target's and the others' logits for.
+    let wanted = match smoothing {
+        0.0 => at_target.f64(),
+        share => (1.0 - share) * at_target.f64() + share * mean(row),
+    };
     let mut sum = 0.0;
     for part in row.chunks_mut(1024) {
         let part_sum = vectorised!([R: Real] (part: &mut [R], max: R) -> R { exponentials(part, max) });
@@ -160,13 +167,19 @@ fn cross_entropy_row<R: Real>(row: &mut [R], target: usize, want_grad: bool) -> 
     }
     if want_grad {
         let scale = R::of(1.0 / sum);
+        let even = R::of(smoothing / row.len() as f64);
         let probabilities = &mut *row;
-        vectorised!([R: Real] (probabilities: &mut [R], scale: R) {
-            probabilities.iter_mut().for_each(|p| *p *= scale);
+        vectorised!([R: Real] (probabilities: &mut [R], scale: R, even: R) {
+            probabilities.iter_mut().for_each(|p| *p = *p * scale - even);
         });
-        row[target] += R::of(-1.0);
+        row[target] += R::of(smoothing - 1.0);
     }
-    let loss = sum.ln() + max.f64() - at_target.f64();
+    let loss = sum.ln() + max.f64() - wanted;
     // NaN anywhere in the row must reach the loss: comparisons above skip it, the sum doesn't.
     (if sum.is_nan() { f64::NAN } else { loss }, correct)
+}
+
+fn mean<R: Real>(row: &[R]) -> f64 {
+    let sum: f64 = row.chunks(1024).map(|part| part.iter().copied().sum::<R>().f64()).sum();
+    sum / row.len() as f64
 }

@@ -54,7 +54,7 @@ pub(super) fn run(
     x: &Arc<CudaBuffer>,
     head: &FrozenWeight,
     rows: &[usize],
-    targets: &[usize],
+    (targets, smoothing): (&[usize], f64),
     logits: Logits,
     [want_dx, want_dw]: [bool; 2],
 ) -> Result<Outcome> {
@@ -102,6 +102,7 @@ pub(super) fn run(
             correct.pointer + 4 * first as u64,
             logits.scale as f32,
             logits.softcap.unwrap_or(0.0) as f32,
+            smoothing as f32,
             size,
             vocabulary
         ];

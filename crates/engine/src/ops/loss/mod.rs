@@ -18,6 +18,37 @@ use crate::{DType, ParamId, Params, Real, Tensor, Weight, dispatch_real};
 /// The target of a token that is not trained on (Hugging Face's label value).
 pub const IGNORE: i32 = -100;
 
+/// What each token is to become.
+#[derive(Clone, Copy, Debug)]
+pub struct Targets<'a> {
+    /// One for each token, or [`IGNORE`].
+    pub ids: &'a [i32],
+    /// ε of label smoothing (Szegedy et al., arXiv 1512.00567): this share of the target's probability is spread evenly over the
+    /// whole vocabulary.
+    pub smoothing: f64,
+}
+
+impl Targets<'_> {
+    /// # Errors
+    /// If the smoothing is no share.
+    fn check(&self) -> Result<()> {
+        if (0.0..1.0).contains(&self.smoothing) {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "linear_cross_entropy: label smoothing is {}; expected a number from 0 up to, but not, 1",
+            self.smoothing
+        )))
+    }
+}
+
+/// Without smoothing.
+impl<'a, T: AsRef<[i32]> + ?Sized> From<&'a T> for Targets<'a> {
+    fn from(ids: &'a T) -> Targets<'a> {
+        Targets { ids: ids.as_ref(), smoothing: 0.0 }
+    }
+}
+
 /// What [`linear_cross_entropy`] returns.
 #[derive(Clone, Debug)]
 pub struct LossOutput {
@@ -68,11 +99,11 @@ impl Backward for LossBackward {
 }
 
 /// Sum over tokens of −log softmax(logits)[target], with x `[tokens, hidden]`, W the head `[vocabulary, hidden]` and one
-/// target per token ([`IGNORE`] = none). The logits are [`Logits`] of y = x·Wᵀ; an adapter changes y as it changes
-/// [`linear`](super::linear)'s output.
+/// target per token ([`IGNORE`] = none). The logits z are [`Logits`] of y = x·Wᵀ; an adapter changes y as it changes
+/// [`linear`](super::linear)'s output. With label smoothing ε a token's loss is log Σ exp z − (1 − ε)·z\[target\] − ε·mean(z).
 ///
 /// The logits never exist as a whole: a chunk of rows is projected, its loss taken, and turned in place into
-/// dlogits = softmax − onehot and dy = dlogits∘scale·(1 − (logits/cap)²), from which dx = dy·W and dW = dyᵀ·x (or the
+/// dlogits = softmax − (1 − ε)·onehot − ε/vocabulary and dy = dlogits∘scale·(1 − (logits/cap)²), from which dx = dy·W and dW = dyᵀ·x (or the
 /// adapter's gradients) follow while the chunk is in cache. Rows without a target are skipped altogether; random dropout is
 /// counted over the others, and a given mask has a row for every token. Saved: dx and the gradients of parameters, to be
 /// scaled by the upstream gradient.
@@ -81,18 +112,21 @@ impl Backward for LossBackward {
 /// dx goes through them, and nothing is as large as the head. An adapter is added to what they make.
 ///
 /// # Errors
-/// If a target lies outside the vocabulary, shapes do not fit, the head is trained and has a DoRA, trained rows meet a trained
+/// If a target lies outside the vocabulary, the smoothing is no share, shapes do not fit, the head is trained and has a DoRA, trained rows meet a trained
 /// head or a DoRA, or the scale or the cap can't be one.
-pub fn linear_cross_entropy(
+pub fn linear_cross_entropy<'t>(
     tape: &mut Tape<'_>,
     x: &Var,
     head: &Weight,
     adapter: TableAdapter<'_>,
-    targets: &[i32],
+    targets: impl Into<Targets<'t>>,
     logits: Logits,
 ) -> Result<LossOutput> {
     let _span = profile::span("linear_cross_entropy", Pass::Forward);
+    let targets = targets.into();
     logits.check("linear_cross_entropy")?;
+    targets.check()?;
+    let Targets { ids: targets, smoothing } = targets;
     let value = x.value();
     check(value, head.resolve(tape.params()).shape(), targets)?;
     let record = tape.mode() != Mode::Infer;
@@ -105,7 +139,7 @@ pub fn linear_cross_entropy(
         cuda::check(adapter)?;
         let w = head.resolve(tape.params());
         let wanted = [want_dx, dhead.is_some()];
-        let done = cuda::run(there, &w, &rows, &targets, logits, wanted)?;
+        let done = cuda::run(there, &w, &rows, (&targets, smoothing), logits, wanted)?;
         let loss = tape.record(Tensor::new(vec![done.loss], &[1]), needs_grad, || LossBackward {
             x: x.source(),
             dx: done.dx,
@@ -124,7 +158,7 @@ pub fn linear_cross_entropy(
         let w = HeadWeight::new("linear_cross_entropy", params, head, &w, of_rows, value.dtype())?;
         let adapter = HeadAdapter::<R>::of(tape, adapter, head, &xs, &rows, value.rows())?;
         let mut run = Run::new(w, &xs, adapter, logits.map(), needs_grad, want_dx, dhead.is_some());
-        run.all(&targets)?;
+        run.all(&targets, smoothing)?;
         let (sums, dx, dw, mut params) = run.finish();
         params.extend(dhead.zip(dw));
         (sums, dx.map(|dx| Tensor::new(dx, picked.shape())), params)

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::error::{ConfigError, Origin};
+use super::super::error::{ConfigError, Origin, meant};
 use super::super::registry::Key;
 use super::super::value::Value;
 use super::super::words::{self, Written};
@@ -87,12 +87,12 @@ impl Given {
         }
     }
 
-    fn bad(&self, expected: &str) -> ConfigError {
+    fn bad(&self, expected: &str, choices: &[&'static str]) -> ConfigError {
         ConfigError::BadValue {
             key: format!("--{}", self.dashed()),
             value: self.text.clone(),
             origin: self.origin.clone(),
-            expected: expected.to_string(),
+            expected: expected.to_string() + &meant(&self.text, choices),
         }
     }
 }
@@ -141,7 +141,7 @@ impl<'a> Translation<'a> {
                     "loratune trains on texts, not on preferences or rewards; it has default, sft".into(),
                 ));
             }
-            _ => return Err(trainer.bad("default or sft")),
+            _ => return Err(trainer.bad("default or sft", &["default", "sft"])),
         }
         Ok(())
     }
@@ -154,13 +154,13 @@ impl<'a> Translation<'a> {
                      bf16 halves their memory)"
                         .into(),
                 ),
-                _ => quantization.bad("int4, int8 or none"),
+                _ => quantization.bad("int4, int8 or none", &["int4", "int8", "none"]),
             });
         }
         if let Some(precision) = self.get("mixed_precision").filter(|g| !is_none(&g.text)) {
             match precision.text.as_str() {
                 key @ ("fp16" | "bf16") => self.set(key, Value::Bool(true), precision),
-                _ => return Err(precision.bad("fp16, bf16 or none")),
+                _ => return Err(precision.bad("fp16, bf16 or none", &["fp16", "bf16", "none"])),
             }
         }
         Ok(())
@@ -176,7 +176,8 @@ impl<'a> Translation<'a> {
             let text = if logging.text == "-1" { "auto" } else { &logging.text };
             self.set("logging_steps", parsed("logging_steps", text)?, logging);
         }
-        let whole = |g: &Given| g.text.trim().parse::<i64>().map_err(|_| g.bad("a whole number of tokens"));
+        let whole =
+            |g: &Given| g.text.trim().parse::<i64>().map_err(|_| g.bad("a whole number of tokens", &[]));
         let most = self.get("model_max_length").map(whole).transpose()?.unwrap_or(2048);
         let Some(block) = self.get("block_size") else { return Ok(()) };
         if block.text.contains(',') {

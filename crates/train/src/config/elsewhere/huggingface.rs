@@ -76,6 +76,7 @@ pub(super) const KEYS: &[Group] = &[
             "torch_compile_backend",
             "torch_compile_mode",
             "gradient_checkpointing_kwargs",
+            "activation_checkpointing_kwargs",
         ],
     ),
     (Use("per_device_train_batch_size"), &["per_gpu_train_batch_size"]),
@@ -89,24 +90,13 @@ pub(super) const KEYS: &[Group] = &[
     (Needless("every result has tokens per second"), &["include_tokens_per_second"]),
     (Needless("TensorBoard names a run by its folder, logging_dir"), &["run_name", "project"]),
     (Only(&["random"], "disable_shuffling: true keeps the order"), &["train_sampling_strategy"]),
-    (
-        Only(&["0", "0.0"], "the loss is plain cross-entropy, without label smoothing"),
-        &["label_smoothing_factor"],
-    ),
     (Only(&["false"], "a resumed run goes on where it was in the data"), &["ignore_data_skip"]),
     (Use("max_new_tokens"), &["generation_max_length"]),
     (
         Lacking("how answers are drawn is said by do_sample, temperature, top_p, top_k and max_new_tokens"),
         &["generation_config"],
     ),
-    (
-        Lacking(
-            "a run takes the memory that its batch needs and can't be tried out; `--dry-run` says how much that is before it starts",
-        ),
-        &["auto_find_batch_size"],
-    ),
     (Lacking("it is GaLore's and APOLLO's, which are not there"), &["optim_target_modules"]),
-    (Lacking("recomputing activations is not there yet"), &["activation_checkpointing_kwargs"]),
     (Never("it is for debugging PyTorch; a value that is not finite is always found and named"), &["debug"]),
     (
         Never("numbers go to TensorBoard and trainer_log.jsonl"),

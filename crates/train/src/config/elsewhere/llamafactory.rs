@@ -24,7 +24,7 @@ pub(super) const KEYS: &[Group] = &[
         Needless("there is one way of computing here, with fused ops"),
         &["use_unsloth", "enable_liger_kernel", "infer_backend"],
     ),
-    (Needless("there are no such checkpoints to recompute from"), &["use_reentrant_gc"]),
+    (Needless("there is one way of computing again what was not kept"), &["use_reentrant_gc"]),
     (Needless("rows are tokenised one by one"), &["preprocessing_batch_size"]),
     (Needless(ONE_PROCESS), &["data_shared_file_system"]),
     (
@@ -42,7 +42,7 @@ pub(super) const KEYS: &[Group] = &[
             "quantization_device_map",
         ],
     ),
-    (Lacking("recomputing activations is not there yet"), &["use_unsloth_gc"]),
+    (Sets("gradient_checkpointing"), &["use_unsloth_gc"]),
     (
         Lacking("the optimisers are those of optim"),
         &[
@@ -85,27 +85,17 @@ pub(super) const KEYS: &[Group] = &[
     ),
     (Lacking("mixtures of experts are not there yet"), &["moe_aux_loss_coef"]),
     (
-        Lacking("merge the adapter into the model first, then train a new one on that"),
+        Lacking(
+            "its new adapter belongs on a model that is nowhere on disk; write that with `loratune merge --model MODEL --adapter \
+             ADAPTER --output MERGED`, and train a new adapter on MERGED",
+        ),
         &["create_new_adapter"],
     ),
     (Lacking("name the adapter's own folder in adapter_name_or_path"), &["adapter_folder"]),
-    (Lacking("HF_HOME or HF_HUB_CACHE says where downloads are kept"), &["cache_dir"]),
     (Only(&["auto"], "answers are computed in the run's type"), &["infer_dtype"]),
     (Only(&["true"], "answers are always made with keys and values kept"), &["use_kv_cache"]),
     (Lacking("it makes another architecture of the model"), &["mixture_of_depths"]),
     (Lacking("LongLoRA's shifted attention is not there"), &["shift_attn"]),
-    (
-        Lacking(
-            "write it into the model's config.json, where linear, dynamic, yarn, llama3 and longrope are read",
-        ),
-        &["rope_scaling"],
-    ),
-    (Lacking("`--dry-run` says how much is trained, adapter_config.json what"), &["print_param_status"]),
-    (Lacking("special tokens that stand in texts are read as such"), &["split_special_tokens"]),
-    (
-        Lacking("tokenised rows are kept and found again by themselves; see overwrite_cache"),
-        &["tokenized_path"],
-    ),
     (Needless("eval_accuracy is measured in every evaluation"), &["compute_accuracy"]),
     (Only(&["1"], "tokens are drawn one by one"), &["eval_num_beams", "num_beams"]),
     (Only(&["1", "1.0"], "tokens are not penalised"), &["length_penalty", "repetition_penalty"]),

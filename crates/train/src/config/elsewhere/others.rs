@@ -14,7 +14,10 @@ pub(super) const TRL: &[Group] = &[
     (Needless("nothing is padded"), &["padding_free", "pad_to_multiple_of", "pad_token"]),
     (Needless("rows are shuffled anew every epoch unless disable_shuffling is true"), &["shuffle_dataset"]),
     (Needless("in evaluation every token weighs the same, packed or not"), &["eval_packing"]),
-    (Lacking("recomputing activations is not there yet"), &["activation_offloading"]),
+    (
+        Lacking("activations are not moved to the host's memory; use gradient_checkpointing: true"),
+        &["activation_offloading"],
+    ),
     (Lacking("its members are keys of their own, such as dtype"), &["model_init_kwargs", "dataset_kwargs"]),
     (Lacking("EOS is the tokenizer's; change it in tokenizer_config.json"), &["eos_token"]),
 ];
