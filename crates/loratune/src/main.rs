@@ -16,6 +16,10 @@ use clap::Parser;
 use cli::{Cli, Command};
 use commands::train::FrontEnd;
 
+/// Tensors at whole cache lines.
+#[global_allocator]
+static MEMORY: loratune_engine::Memory = loratune_engine::Memory;
+
 /// Exit codes: 0, or one of these. (130 is an interrupted run; see `commands::train`.)
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
