@@ -1,20 +1,34 @@
 //! Memory that tensors leave behind, for the tensors that come after.
 //!
 //! A training step asks for the same sizes again and again; fresh memory from the system costs a page fault every 4 KiB, more
-//! than most ops take to fill it. What is kept makes a process larger than it was at its peak by [`SLACK_BYTES`] at most: before
-//! new memory is asked for, as much of what is kept beyond these is given up.
+//! than most ops take to fill it. What is kept makes a process larger than its tensors were at their peak by [`SLACK_BYTES`] at
+//! most: before new memory is asked for, as much of what is kept beyond these is given up.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::tensor::Buffer;
 use crate::{DType, Element};
 
+/// A huge page.
+pub(crate) const PAGE: usize = 2 << 20;
+
 /// Smaller vectors are left to the allocator.
 const LEAST_BYTES: usize = 64 << 10;
 
-/// Kept whatever is asked for: sizes that one half of a step leaves behind are those that the other asks for.
+/// Kept beyond the peak whatever is asked for: sizes that one half of a step leaves behind are not those that the other asks
+/// for, and ops have memory of their own.
 pub(crate) const SLACK_BYTES: usize = 512 << 20;
+
+/// Bytes of all tensors, and the most of them so far.
+static USED: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+/// How much of what is kept has to go before so many bytes more.
+fn beyond(kept: usize, asked: usize, used: usize, peak: usize) -> usize {
+    (used + kept + asked).saturating_sub(peak.max(used) + SLACK_BYTES)
+}
 
 #[derive(Default)]
 struct Pool {
@@ -102,7 +116,8 @@ pub(crate) fn any<E: Element>(n: usize) -> Vec<E> {
             Some(buffer) => (E::vec(buffer), Vec::new()),
             None => {
                 let asked = class * size_of::<E>();
-                (None, pool.give_up(asked.min((pool.bytes + asked).saturating_sub(SLACK_BYTES))))
+                let (used, peak) = (USED.load(Ordering::Relaxed), PEAK.load(Ordering::Relaxed));
+                (None, pool.give_up(beyond(pool.bytes, asked, used, peak)))
             }
         }
     };
@@ -134,8 +149,7 @@ fn untouched<E: Element>(n: usize) -> Vec<E> {
 /// Asks the system for pages of 2 MiB behind a large vector that nothing was written to yet: 512 page faults become one. Where
 /// the system has none, all stays as it is.
 #[cfg(target_os = "linux")]
-fn in_huge_pages<E>(vec: &[E]) {
-    const PAGE: usize = 2 << 20;
+pub(crate) fn in_huge_pages<E>(vec: &[E]) {
     let range = vec.as_ptr_range();
     let (start, end) = ((range.start as usize).next_multiple_of(PAGE), range.end as usize / PAGE * PAGE);
     if start < end {
@@ -145,7 +159,7 @@ fn in_huge_pages<E>(vec: &[E]) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn in_huge_pages<E>(_: &[E]) {}
+pub(crate) fn in_huge_pages<E>(_: &[E]) {}
 
 /// n zeros.
 pub(crate) fn zeros<E: Element>(n: usize) -> Vec<E> {
@@ -170,11 +184,23 @@ pub(crate) fn keep<E: Element>(mut vec: Vec<E>) {
 }
 
 /// A tensor's memory, kept when the tensor goes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct Pooled(Buffer);
+
+impl Clone for Pooled {
+    fn clone(&self) -> Pooled {
+        Pooled::new(self.0.clone())
+    }
+}
+
+fn bytes(buffer: &Buffer) -> usize {
+    buffer.len() * buffer.dtype().size()
+}
 
 impl Pooled {
     pub fn new(buffer: Buffer) -> Pooled {
+        let used = USED.fetch_add(bytes(&buffer), Ordering::Relaxed) + bytes(&buffer);
+        PEAK.fetch_max(used, Ordering::Relaxed);
         Pooled(buffer)
     }
 
@@ -187,13 +213,18 @@ impl Pooled {
     }
 
     pub fn into_buffer(mut self) -> Buffer {
+        self.take()
+    }
+
+    fn take(&mut self) -> Buffer {
+        USED.fetch_sub(bytes(&self.0), Ordering::Relaxed);
         std::mem::replace(&mut self.0, Buffer::F32(Vec::new()))
     }
 }
 
 impl Drop for Pooled {
     fn drop(&mut self) {
-        match std::mem::replace(&mut self.0, Buffer::F32(Vec::new())) {
+        match self.take() {
             Buffer::F64(v) => keep(v),
             Buffer::F32(v) => keep(v),
             Buffer::BF16(v) => keep(v),
@@ -230,6 +261,14 @@ mod tests {
         assert_eq!(pool.bytes, 4 << 16);
         assert_eq!(pool.give_up(usize::MAX).len(), 1);
         assert_eq!(pool.bytes, 0);
+    }
+
+    #[test]
+    fn what_was_in_use_at_the_peak_is_kept() {
+        let (peak, slack) = (3 * SLACK_BYTES, SLACK_BYTES);
+        assert_eq!(beyond(peak, slack, 0, peak), 0, "slack");
+        assert_eq!(beyond(peak, slack, slack, peak), slack, "beyond");
+        assert_eq!(beyond(slack, 0, 2 * peak, peak), 0, "a new peak");
     }
 
     #[test]

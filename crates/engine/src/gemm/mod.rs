@@ -6,12 +6,16 @@
 
 #[cfg(target_arch = "x86_64")]
 mod beside;
+pub(crate) mod block;
 mod few;
 mod kernels;
 mod pack;
 mod portable;
+mod scratch;
 #[cfg(target_arch = "x86_64")]
 mod thin;
+#[cfg(target_arch = "x86_64")]
+mod thirds;
 mod tiled;
 
 use half::bf16;
@@ -300,6 +304,10 @@ pub(crate) fn sum_of_products<E: Element>(
             tiled::sum_of_products::<kernels::avx512::Bf16, E>(c, add, terms, finish, threads)
         }
         #[cfg(target_arch = "x86_64")]
+        Isa::Amx if threads == Threads::All && pays_in_thirds(&c, terms) => {
+            tiled::sum_of_products::<kernels::amx::F32, E>(c, add, terms, finish, threads)
+        }
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => {
             tiled::sum_of_products::<kernels::avx512::F32, E>(c, add, terms, finish, threads)
         }
@@ -307,6 +315,13 @@ pub(crate) fn sum_of_products<E: Element>(
         Isa::Avx2 => tiled::sum_of_products::<kernels::avx2::F32, E>(c, add, terms, finish, threads),
         _ => portable::sum_of_products(c, add, terms, finish, threads),
     }
+}
+
+/// Whether a product of f32 is large enough for its operands to be taken apart ([`thirds`]), six products instead of one.
+#[cfg(target_arch = "x86_64")]
+fn pays_in_thirds<E: Element>(c: &MatMut<'_, E>, terms: &[Term<'_>]) -> bool {
+    const LEAST: usize = 32;
+    c.rows >= 2 * LEAST && c.cols >= LEAST && terms[0].b.shape().0 >= 2 * LEAST
 }
 
 /// A loop of the multiply-add that products of this type use, on registers alone, that returns its number of
@@ -319,7 +334,9 @@ pub(crate) fn peak(dtype: DType) -> Option<fn() -> f64> {
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512Bf16, DType::BF16) => Some(tiled::peak::<kernels::avx512::Bf16>),
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, _) => Some(tiled::peak::<kernels::avx512::F32>),
+        (Isa::Amx, _) => Some(tiled::peak::<kernels::amx::F32>),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512 | Isa::Avx512Bf16, _) => Some(tiled::peak::<kernels::avx512::F32>),
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2, _) => Some(tiled::peak::<kernels::avx2::F32>),
         _ => None,

@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use half::bf16;
 
 use super::kernels::Kernel;
+#[cfg(target_arch = "x86_64")]
+use super::thirds;
 use super::{Mat, Operand, Term, each_type};
 use crate::isa::vectorised;
 use crate::{DType, Element, Real, pool};
@@ -172,6 +174,12 @@ impl<'a, K: Kernel> Segment<'a, K> {
 
     fn of(&Term { a, b, scale }: &Term<'a>) -> Vec<Segment<'a, K>> {
         let scale = scale as f32;
+        #[cfg(target_arch = "x86_64")]
+        if K::PARTS == thirds::PARTS {
+            let (a, a_stride) = thirds::first(a, scale);
+            let a = K::Of::vec(bf16::buffer(a)).unwrap_or_default();
+            return vec![Segment::made((Cow::Owned(a), a_stride), Second::Given(b), b.shape().0)];
+        }
         if K::PAIR == 1 {
             let a = match K::Of::of_operand(a) {
                 Some(m) if m.is_row_major() && scale == 1.0 => (Cow::Borrowed(m.data), m.row_stride),
@@ -220,15 +228,26 @@ impl<'a, K: Kernel> Segment<'a, K> {
 
     /// Where the elements of row i lie, from word `word` on.
     pub fn a(&self, i: usize, word: usize) -> *const K::Of {
-        self.a[i * self.a_stride + word * K::PAIR..].as_ptr()
+        self.a[i * self.a_stride + word * K::PAIR * K::PARTS..].as_ptr()
     }
 
     /// Packs words `[word, word + words)` of panels, columns `[first, first + cols)` for each `[first, cols]`, as
-    /// `[words][vectors · LANES]`; what lies outside b is 0.
+    /// `[words][vectors · LANES]` (or as [`thirds::pack`]); what lies outside b is 0. Returns how many parts are not all zeros.
     ///
     /// # Safety
     /// The processor has the kernel's instructions, and `to` has a part of as many words for each panel.
-    pub unsafe fn pack(&self, word: usize, words: usize, panels: &[[usize; 2]], to: &mut [&mut [u32]]) {
+    pub unsafe fn pack(
+        &self,
+        word: usize,
+        words: usize,
+        panels: &[[usize; 2]],
+        to: &mut [&mut [u32]],
+    ) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if K::PARTS == thirds::PARTS {
+            // SAFETY: the caller's promise.
+            return each_type!(self.b.operand(), b => unsafe { thirds::pack(b, word, words, panels, to) });
+        }
         each_type!(self.b.operand(), b => {
             // SAFETY: the caller's promise.
             unsafe { K::within(|| if b.is_row_major() {
@@ -247,7 +266,8 @@ impl<'a, K: Kernel> Segment<'a, K> {
                     pack_columns::<K, _>(&b, word, words, first, cols, to);
                 }
             }) }
-        })
+        });
+        K::PARTS
     }
 }
 
@@ -323,7 +343,7 @@ fn turned<A: Element, Of: Element>(
 /// # Safety
 /// The processor has the kernel's instructions.
 #[inline(always)]
-unsafe fn pack_rows<K: Kernel, E: Element>(
+pub(super) unsafe fn pack_rows<K: Kernel, E: Element>(
     b: &Mat<'_, E>,
     word: usize,
     words: usize,
@@ -333,6 +353,11 @@ unsafe fn pack_rows<K: Kernel, E: Element>(
 ) {
     let width = panel.len() / words.max(1);
     let empty: &[E] = &[];
+    // Short parts of many rows: the processor doesn't see in time which ones come next.
+    for p in 0..words * K::PAIR {
+        let next = b.data.as_ptr().wrapping_add(((word + words) * K::PAIR + p) * b.row_stride + first);
+        K::expect(next.cast(), cols * size_of::<E>());
+    }
     for (p, to) in panel.chunks_exact_mut(width.max(1)).enumerate() {
         let row = |l: usize| if l < b.rows { &b.data[l * b.row_stride + first..][..cols] } else { empty };
         let l = (word + p) * K::PAIR;
@@ -365,7 +390,7 @@ unsafe fn pack_rows<K: Kernel, E: Element>(
 
 /// Of b with its rows side by side (the transpose of a row-major matrix): its words lie in memory, to be transposed.
 #[inline(always)]
-fn pack_columns<K: Kernel, E: Element>(
+pub(super) fn pack_columns<K: Kernel, E: Element>(
     b: &Mat<'_, E>,
     word: usize,
     words: usize,
@@ -415,7 +440,7 @@ fn pack_columns<K: Kernel, E: Element>(
 
 /// An element as the kernel's type, in the low bits.
 #[inline(always)]
-fn bits<E: Element, Of: Element>(x: E) -> u32 {
+pub(super) fn bits<E: Element, Of: Element>(x: E) -> u32 {
     match Of::DTYPE {
         DType::BF16 => u32::from(x.to_bf16_bits()),
         _ => (x.to_acc().f64() as f32).to_bits(),

@@ -13,11 +13,12 @@ fn paths<E: Element>() -> Vec<(&'static str, Path<E>)> {
     #[cfg(target_arch = "x86_64")]
     {
         let best = Isa::choose().unwrap();
-        let tiles: [(Isa, &'static str, Path<E>); 4] = [
+        let tiles: [(Isa, &'static str, Path<E>); 5] = [
             (Isa::Avx2, "avx2", tiled::sum_of_products::<kernels::avx2::F32, E>),
             (Isa::Avx512, "avx512", tiled::sum_of_products::<kernels::avx512::F32, E>),
             (Isa::Avx512Bf16, "avx512bf16", tiled::sum_of_products::<kernels::avx512::Bf16, E>),
             (Isa::Amx, "amx", tiled::sum_of_products::<kernels::amx::Bf16, E>),
+            (Isa::Amx, "thirds", tiled::sum_of_products::<kernels::amx::F32, E>),
         ];
         let thin: Path<E> = |c, add, terms, finish, threads| match thin::takes(&c, terms) {
             true => thin::sum_of_products(c, add, terms, finish, threads),
@@ -279,4 +280,62 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
             assert!(one == run(2) && one == run(5), "{m}x{n}x{k} {types:?} {turned} differs");
         }
     }
+}
+
+/// Six products of thirds are as good as one of f32, and what is bf16 by itself needs only three of them.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn products_of_thirds_keep_all_bits_of_f32() {
+    if Isa::choose().unwrap() < Isa::Amx {
+        return;
+    }
+    for (types, [m, n, k]) in [([DType::F32; 2], [70, 50, 200]), ([DType::F32, DType::BF16], [33, 65, 577])] {
+        let (a, b) = (Random::new("a", m, k), Random::new("b", n, k));
+        let of = |path: Path<f32>| {
+            let mut c = vec![0f32; m * n];
+            let term = Term { a: a.operand(types[0]), b: b.operand(types[1]).t(), scale: 1.0 };
+            path(MatMut::new(&mut c, m, n), false, &[term], Finish::default(), Threads::All);
+            let error = |(at, c): (usize, &f32)| {
+                let product = |l| a.at(types[0], at / n, l) * b.at(types[1], at % n, l);
+                let (sum, size) = (0..k).map(product).fold((0.0, 0.0), |(s, z), p| (s + p, z + f64::abs(p)));
+                (f64::from(*c) - sum).abs() / size
+            };
+            c.iter().enumerate().map(error).fold(0.0, f64::max)
+        };
+        let plain = of(tiled::sum_of_products::<kernels::avx512::F32, f32>);
+        let thirds = of(tiled::sum_of_products::<kernels::amx::F32, f32>);
+        assert!(thirds < 2.0 * plain && thirds < 3e-7, "{types:?}: errors {thirds:e} and {plain:e}");
+    }
+}
+
+#[test]
+fn products_of_blocks_equal_those_of_matrices() {
+    fn check<E: Element<Acc = f32>>(of: fn(&Random) -> &[E]) {
+        for [m, n, k] in [[64, 64, 64], [1, 1, 1], [64, 37, 64], [50, 64, 21], [33, 80, 128], [7, 3, 70]] {
+            let (a, b) = (Random::new("a", m, k), Random::new("b", k, n));
+            let (at, bt) = (a.transposed(), b.transposed());
+            for layout in 0..4 {
+                let a_mat =
+                    if layout & 1 == 0 { Mat::new(of(&a), m, k) } else { Mat::new(of(&at), k, m).t() };
+                let b_mat =
+                    if layout & 2 == 0 { Mat::new(of(&b), k, n) } else { Mat::new(of(&bt), n, k).t() };
+                for add in [false, true] {
+                    let [mut c, mut expected] = [(); 2].map(|()| vec![1f32; m * n]);
+                    block::product(MatMut::new(&mut c, m, n), add, a_mat, b_mat);
+                    let expected_mat = MatMut::new(&mut expected, m, n);
+                    portable::sum_of_products(
+                        expected_mat,
+                        add,
+                        &[Term::new(a_mat, b_mat)],
+                        Finish::default(),
+                        Threads::One,
+                    );
+                    let error = c.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                    assert!(error < 1e-5 * k as f32, "{m}x{n}x{k} layout {layout} add {add}: {error}");
+                }
+            }
+        }
+    }
+    check::<f32>(|m| &m.f32);
+    check::<bf16>(|m| &m.bf16);
 }

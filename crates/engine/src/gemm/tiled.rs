@@ -7,23 +7,20 @@
 //! ([`Kernel::GROUP`]).
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::kernels::Kernel;
 use super::pack::Segment;
+use super::scratch::Words;
 use super::{Finish, MatMut, Term, Threads, few};
 use crate::{Element, Real};
 
-/// Words of k that a tile visits at a time: its rows of a and the part of the panel that it reads stay in the first-level
-/// cache.
-const TILE_WORDS: usize = 1024;
 /// Rows of a task, at most: their sums lie in memory where k takes several passes.
 const MAX_ROWS: usize = 2048;
 /// Bytes of the panels that a task packs before rows pass by, at most: more than half of a second-level cache.
-const GROUP_BYTES: usize = 1280 << 10;
-/// Bytes of the rows that pass by all panels of a task before the next ones do: they stay in the second-level cache, too.
-const ROW_BYTES: usize = 224 << 10;
+const GROUP_BYTES: usize = 896 << 10;
 /// Rows that count as few: hardly any pass by a panel again.
 const FEW_ROWS: usize = 64;
 /// Words of k that a pass takes where rows are few: what is packed is used once, so the parts of b's rows that are read at a
@@ -52,7 +49,7 @@ fn passes<K: Kernel>(segments: &[Segment<'_, K>], most: usize) -> Vec<Vec<Block>
                 passes.push(Vec::new());
                 left = panel_words;
             }
-            let words = (s.words - word).min(left).min(TILE_WORDS);
+            let words = (s.words - word).min(left).min(K::TILE_WORDS);
             if let Some(pass) = passes.last_mut() {
                 pass.push(Block { segment, word, words });
             }
@@ -85,27 +82,14 @@ fn columns<K: Kernel>(n: usize) -> Vec<Columns> {
         .collect()
 }
 
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-struct Line([u32; 16]);
-
 #[derive(Default)]
 struct Scratch {
-    panel: Vec<Line>,
-    sums: Vec<Line>,
+    panel: Words,
+    sums: Words,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// Lines grown to hold so many words, as words.
-fn words(lines: &mut Vec<Line>, n: usize) -> &mut [u32] {
-    if lines.len() < n.div_ceil(16) {
-        lines.resize(n.div_ceil(16), Line([0; 16]));
-    }
-    // SAFETY: a line is 16 words.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), n) }
 }
 
 /// A destination that tasks write disjoint parts of.
@@ -129,10 +113,18 @@ impl<E> Destination<E> {
     }
 }
 
+/// Sums of a task that lie in memory at a time, those of a panel side by side: of one tile, of a row of tiles, of all.
+#[derive(Clone, Copy, PartialEq)]
+enum Kept {
+    Nothing,
+    Row,
+    All,
+}
+
 /// Panels that lie side by side, and rows.
 struct Task {
-    panels: std::ops::Range<usize>,
-    rows: std::ops::Range<usize>,
+    panels: Range<usize>,
+    rows: Range<usize>,
 }
 
 fn tasks<K: Kernel>(m: usize, panels: &[Columns], words: usize, threads: Threads) -> Vec<Task> {
@@ -141,7 +133,7 @@ fn tasks<K: Kernel>(m: usize, panels: &[Columns], words: usize, threads: Threads
         Threads::All if rayon::current_num_threads() == 1 => 1,
         Threads::All => rayon::current_num_threads() * K::TASKS_PER_THREAD,
     };
-    let panel_bytes = 4 * K::VECTORS * K::LANES * words;
+    let panel_bytes = 4 * K::VECTORS * K::LANES * K::PARTS * words;
     let most = (GROUP_BYTES / panel_bytes.max(1)).clamp(1, K::GROUP);
     // As many for each thread.
     let groups = panels.len().div_ceil(most).next_multiple_of(wanted).min(panels.len());
@@ -206,94 +198,118 @@ impl<K: Kernel, R: Real> Product<'_, K, R> {
     unsafe fn run<E: Element<Acc = R>>(&self, task: &Task, to: Destination<E>, scratch: &mut Scratch) {
         let panels = &self.panels[task.panels.clone()];
         let widths: usize = panels.iter().map(|p| p.vectors * K::LANES).sum();
+        let at_a_time = panels.iter().map(|p| K::rows(p.vectors)).min().unwrap_or(1);
+        // Sums that wait for another pass, or for the next block of this one.
+        let kept = match &self.passes[..] {
+            [pass] if pass.len() == 1 => Kept::Nothing,
+            [_] => Kept::Row,
+            _ => Kept::All,
+        };
         let most = panels.iter().map(|p| p.vectors * K::LANES).max().unwrap_or(0);
-        // Sums of a tile only, unless they wait for another pass.
-        let one = self.passes.len() == 1;
-        let kept = if one { K::rows(1) * most } else { task.rows.len() * widths };
-        let sums = words(&mut scratch.sums, kept).as_mut_ptr().cast::<f32>();
+        let room = match kept {
+            Kept::Nothing => at_a_time * most,
+            Kept::Row => at_a_time * widths,
+            Kept::All => task.rows.len() * widths,
+        };
+        let sums = scratch.sums.room(room).as_mut_ptr().cast::<f32>();
         for (number, pass) in self.passes.iter().enumerate() {
             let depth: usize = pass.iter().map(|b| b.words).sum();
-            let packed = words(&mut scratch.panel, depth * widths);
+            let packed = scratch.panel.room(depth * widths * K::PARTS);
             // SAFETY: the caller's promise.
-            unsafe { self.pack(pass, panels, packed) };
-            let rows = task.rows.clone();
-            let at_a_time = (ROW_BYTES / (4 * depth.max(1))).clamp(96, 192) / 96 * 96;
-            for block in rows.clone().step_by(at_a_time) {
-                let block = block..rows.end.min(block + at_a_time);
-                // Words of a panel's columns, and of its sums of all rows, that lie before it.
-                let mut before = 0;
-                for columns in panels {
-                    let width = columns.vectors * K::LANES;
-                    let panel = packed[before * depth..].as_ptr();
-                    let at_a_time = K::rows(columns.vectors);
-                    for row in block.clone().step_by(at_a_time) {
-                        let rows = row..block.end.min(row + at_a_time);
-                        let at =
-                            if one { 0 } else { before * task.rows.len() + (row - task.rows.start) * width };
-                        // SAFETY: the caller's promise; `sums` has room for the rows from there on, and the panel holds the
-                        // words of this pass.
-                        unsafe {
-                            let sums = sums.add(at);
-                            self.tile(pass, number == 0, rows.clone(), columns.vectors, panel, sums);
-                            if number + 1 == self.passes.len() {
-                                self.put(rows, columns, sums, to);
-                            }
-                        }
-                    }
-                    before += width;
+            let parts = unsafe { self.pack(pass, panels, packed) };
+            for row in task.rows.clone().step_by(at_a_time) {
+                let rows = row..task.rows.end.min(row + at_a_time);
+                let before = if kept == Kept::All { (row - task.rows.start) * widths } else { 0 };
+                // SAFETY: the caller's promise; `sums` has room for the rows from there on, and the panels hold the words of
+                // this pass.
+                unsafe {
+                    self.row_of_tiles(number, rows, panels, (packed, &parts), (sums.add(before), kept), to)
                 }
             }
         }
     }
 
-    /// All panels of a pass, one after the other, block after block in each.
+    /// All panels of a pass, one after the other, block after block in each. Returns how many parts of each block are not all
+    /// zeros.
     ///
     /// # Safety
     /// The processor has the kernel's instructions.
-    unsafe fn pack(&self, pass: &[Block], panels: &[Columns], packed: &mut [u32]) {
+    unsafe fn pack(&self, pass: &[Block], panels: &[Columns], packed: &mut [u32]) -> Vec<usize> {
         let depth: usize = pass.iter().map(|b| b.words).sum();
         let places: Vec<[usize; 2]> = panels.iter().map(|p| [p.first, p.cols]).collect();
         let mut rest = packed;
         let mut left: Vec<&mut [u32]> = Vec::with_capacity(panels.len());
         for columns in panels {
             let own;
-            (own, rest) = rest.split_at_mut(depth * columns.vectors * K::LANES);
+            (own, rest) = rest.split_at_mut(depth * columns.vectors * K::LANES * K::PARTS);
             left.push(own);
         }
+        let mut parts = Vec::with_capacity(pass.len());
         for block in pass {
             let mut own: Vec<&mut [u32]> = Vec::with_capacity(panels.len());
             for (columns, left) in panels.iter().zip(&mut left) {
                 let (here, after) =
-                    std::mem::take(left).split_at_mut(block.words * columns.vectors * K::LANES);
+                    std::mem::take(left).split_at_mut(block.words * columns.vectors * K::LANES * K::PARTS);
                 own.push(here);
                 *left = after;
             }
             // SAFETY: the caller's promise; each panel has room for the block.
-            unsafe { self.segments[block.segment].pack(block.word, block.words, &places, &mut own) };
+            parts.push(unsafe {
+                self.segments[block.segment].pack(block.word, block.words, &places, &mut own)
+            });
         }
+        parts
     }
 
-    /// Adds a pass to the sums of some rows, or starts them.
+    /// Adds a pass to the sums of some rows in all panels, or starts them, and puts into c what is finished. Block after
+    /// block, so that the rows' part of it stays in the first-level cache while the panels pass by.
     ///
     /// # Safety
-    /// The processor has the kernel's instructions, `panel` holds the pass, and `sums` has room for the rows.
-    unsafe fn tile(
+    /// The processor has the kernel's instructions, `packed` holds the pass, `sums` has room for the rows, and no other task
+    /// has this part of c.
+    unsafe fn row_of_tiles<E: Element<Acc = R>>(
         &self,
-        pass: &[Block],
-        first: bool,
-        rows: std::ops::Range<usize>,
-        vectors: usize,
-        mut panel: *const u32,
-        sums: *mut f32,
+        number: usize,
+        rows: Range<usize>,
+        panels: &[Columns],
+        (packed, parts): (&[u32], &[usize]),
+        (sums, kept): (*mut f32, Kept),
+        to: Destination<E>,
     ) {
+        let pass = &self.passes[number];
+        let depth: usize = pass.iter().map(|b| b.words).sum();
+        // Words of a panel that lie before the block, and columns before the panel.
+        let mut word = 0;
         for (i, block) in pass.iter().enumerate() {
             let segment = &self.segments[block.segment];
-            let (a, fresh) = (segment.a(rows.start, block.word), first && i == 0);
-            // SAFETY: the segment holds these rows and words, the panel this block's words from `panel` on.
-            unsafe {
-                K::tile(rows.len(), vectors, block.words, a, segment.a_stride, panel.cast(), sums, fresh);
-                panel = panel.add(block.words * vectors * K::LANES);
+            let (a, fresh) = (segment.a(rows.start, block.word), number == 0 && i == 0);
+            let finished = number + 1 == self.passes.len() && i + 1 == pass.len();
+            let mut before = 0;
+            for columns in panels {
+                let width = columns.vectors * K::LANES;
+                let panel =
+                    &packed[(before * depth + word * width) * K::PARTS..][..block.words * width * K::PARTS];
+                // SAFETY: the segment holds these rows and words, the panel this block's words; the sums have room.
+                unsafe {
+                    let sums = sums.add(if kept == Kept::Nothing { 0 } else { before * rows.len() });
+                    K::tile(
+                        rows.len(),
+                        columns.vectors,
+                        block.words,
+                        a,
+                        segment.a_stride,
+                        panel.as_ptr().cast(),
+                        sums,
+                        fresh,
+                        parts[i],
+                    );
+                    if finished {
+                        self.put(rows.clone(), columns, sums, to);
+                    }
+                }
+                before += width;
             }
+            word += block.words;
         }
     }
 
@@ -303,7 +319,7 @@ impl<K: Kernel, R: Real> Product<'_, K, R> {
     /// The processor has the kernel's instructions, `sums` holds the rows, and no other task has this part of c.
     unsafe fn put<E: Element<Acc = R>>(
         &self,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
         &Columns { first, cols, vectors }: &Columns,
         sums: *const f32,
         to: Destination<E>,
@@ -333,15 +349,16 @@ pub(super) fn peak<K: Kernel>() -> f64 {
     const RUNS: usize = 20_000;
     let (vectors, rows) = (K::VECTORS, K::rows(K::VECTORS));
     let width = vectors * K::LANES;
-    let a = vec![K::Of::default(); rows * WORDS * K::PAIR];
+    let a = vec![K::Of::default(); rows * WORDS * K::PAIR * K::PARTS];
     let mut scratch = Scratch::default();
-    let panel = words(&mut scratch.panel, WORDS * width).as_ptr();
-    let sums = words(&mut scratch.sums, rows * width).as_mut_ptr();
+    let panel = scratch.panel.room(WORDS * width * K::PARTS).as_ptr();
+    let sums = scratch.sums.room(rows * width).as_mut_ptr();
     // SAFETY: `gemm::peak` chose the kernel for this processor; the operands have the sizes of this tile.
     unsafe {
         K::begin();
         for _ in 0..RUNS {
-            K::tile(rows, vectors, WORDS, a.as_ptr(), WORDS * K::PAIR, panel.cast(), sums.cast(), true);
+            let stride = WORDS * K::PAIR * K::PARTS;
+            K::tile(rows, vectors, WORDS, a.as_ptr(), stride, panel.cast(), sums.cast(), true, K::PARTS);
         }
         K::end();
     }

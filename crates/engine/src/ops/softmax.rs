@@ -3,31 +3,47 @@
 
 use crate::Real;
 
+const LANES: usize = 16;
+
 /// The largest element, −∞ of none. NaN is passed over.
 #[inline(always)]
 pub(crate) fn largest<R: Real>(row: &[R]) -> R {
     let larger = |a: R, b: R| if b > a { b } else { a };
-    // Eight at a time: the largest of the largest is the same in any order.
-    let mut lanes = [R::neg_infinity(); 8];
-    let parts = row.chunks_exact(8);
+    // In lanes: the largest of the largest is the same in any order.
+    let mut lanes = [R::neg_infinity(); LANES];
+    let parts = row.chunks_exact(LANES);
     let rest = parts.remainder();
     for part in parts {
         lanes.iter_mut().zip(part).for_each(|(lane, &x)| *lane = larger(*lane, x));
     }
-    lanes.iter().chain(rest).copied().fold(R::neg_infinity(), larger)
+    rest.iter().copied().fold(over_lanes(lanes, larger), larger)
 }
 
-/// Every x becomes e^(x − `max`); the result is their sum, taken in sixteen lanes and then over these.
+/// Every x becomes e^(x − `max`); the result is their sum, taken in lanes and then over these.
 #[inline(always)]
 pub(crate) fn exponentials<R: Real>(row: &mut [R], max: R) -> R {
     row.iter_mut().for_each(|x| *x = (*x - max).exp_fast());
-    let mut lanes = [R::zero(); 16];
-    let parts = row.chunks_exact(16);
+    let mut lanes = [R::zero(); LANES];
+    let parts = row.chunks_exact(LANES);
     let rest = parts.remainder();
     for part in parts {
         lanes.iter_mut().zip(part).for_each(|(lane, &x)| *lane += x);
     }
-    lanes.iter().chain(rest).fold(R::zero(), |sum, &x| sum + x)
+    rest.iter().fold(over_lanes(lanes, |a, b| a + b), |sum, &x| sum + x)
+}
+
+/// Halves of the lanes on each other until one is left: four steps, where one after the other would be fifteen that wait for
+/// each other.
+#[inline(always)]
+fn over_lanes<R: Real>(mut lanes: [R; LANES], f: impl Fn(R, R) -> R) -> R {
+    let mut left = LANES;
+    while left > 1 {
+        left /= 2;
+        for l in 0..left {
+            lanes[l] = f(lanes[l], lanes[l + left]);
+        }
+    }
+    lanes[0]
 }
 
 #[cfg(test)]

@@ -42,6 +42,7 @@ impl Kernel for F32 {
         panel: *const f32,
         sums: *mut f32,
         fresh: bool,
+        _: usize,
     ) {
         // SAFETY: the caller's promise.
         unsafe { by_shape!(rows, vectors, (words, a, stride, panel, sums, fresh)) }

@@ -58,6 +58,7 @@ impl Kernel for F32 {
         panel: *const f32,
         sums: *mut f32,
         fresh: bool,
+        _: usize,
     ) {
         // SAFETY: the caller's promise.
         unsafe { by_shape!(tile_f32, rows, vectors, (words, a, stride, panel, sums, fresh)) }
@@ -101,6 +102,7 @@ impl Kernel for Bf16 {
         panel: *const bf16,
         sums: *mut f32,
         fresh: bool,
+        _: usize,
     ) {
         // SAFETY: the caller's promise.
         unsafe { by_shape!(tile_bf16, rows, vectors, (words, a, stride, panel.cast(), sums, fresh)) }
@@ -131,6 +133,8 @@ fn within<T>(f: impl FnOnce() -> T) -> T {
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(in crate::gemm) fn dots(a: &[bf16], b: [&[bf16]; 4]) -> [f32; 4] {
     assert!(b.iter().all(|b| b.len() >= a.len()), "rows of different lengths");
+    // The rows after the next ones: four short streams that end soon are not foreseen.
+    let ahead = 8 * a.len();
     let mut acc = [_mm512_setzero_ps(); 4];
     for p in (0..a.len()).step_by(32) {
         let mask = u32::MAX >> (32 - 32.min(a.len() - p));
@@ -138,7 +142,9 @@ pub(in crate::gemm) fn dots(a: &[bf16], b: [&[bf16]; 4]) -> [f32; 4] {
         unsafe {
             let a = _mm512_maskz_loadu_epi16(mask, a.as_ptr().add(p).cast());
             for (acc, b) in acc.iter_mut().zip(b) {
-                let b = _mm512_maskz_loadu_epi16(mask, b.as_ptr().add(p).cast());
+                let b = b.as_ptr().add(p);
+                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(ahead).cast());
+                let b = _mm512_maskz_loadu_epi16(mask, b.cast());
                 *acc = _mm512_dpbf16_ps(
                     *acc,
                     std::mem::transmute::<__m512i, __m512bh>(a),
@@ -350,8 +356,9 @@ unsafe fn transpose(words: usize, b: *const u32, stride: usize, panel: *mut u32,
 }
 
 /// 16 × 16 words: pairs of words, then pairs of pairs, then quarters of the registers change places.
+#[inline]
 #[target_feature(enable = "avx512f")]
-fn transposed(r: [__m512i; 16]) -> [__m512i; 16] {
+pub(in crate::gemm) fn transposed(r: [__m512i; 16]) -> [__m512i; 16] {
     let mut t = r;
     for i in 0..8 {
         t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);

@@ -19,6 +19,8 @@ pub(super) trait Kernel: Copy + Send + Sync + 'static {
     type Of: Element;
     /// Elements of k in a word.
     const PAIR: usize;
+    /// Numbers that stand for an element, unit by unit one after the other ([`super::thirds`]).
+    const PARTS: usize = 1;
     /// Columns in a vector.
     const LANES: usize;
     /// Words that a tile takes at least: what k lacks to a multiple is filled up with zeros.
@@ -27,7 +29,8 @@ pub(super) trait Kernel: Copy + Send + Sync + 'static {
     const VECTORS: usize = 3;
     /// Words of k that a panel holds, at most: it stays in cache while the rows of a pass by.
     const PASS_WORDS: usize = 2048;
-
+    /// Words of k that a tile visits at a time: its rows of a stay in the first-level cache.
+    const TILE_WORDS: usize = 1024;
     /// Panels of a task, at most.
     const GROUP: usize = 1;
     /// Tasks per thread that are enough to keep all busy to the end.
@@ -52,8 +55,9 @@ pub(super) trait Kernel: Copy + Send + Sync + 'static {
     ///
     /// # Safety
     /// The processor has the kernel's instructions, and [`Kernel::begin`] came before. `words` is a multiple of
-    /// [`Kernel::UNIT`]. `a` points to `rows` rows of `words · PAIR` elements, `stride` apart;
-    /// `panel` to `words · vectors · LANES` words, at a multiple of 64 bytes; `sums` to `rows` rows of `vectors · LANES`.
+    /// [`Kernel::UNIT`]. `a` points to `rows` rows of `words · PAIR · PARTS` elements, `stride` apart;
+    /// `panel` to `words · PARTS · vectors · LANES` words, at a multiple of 64 bytes, of which only the first `parts` parts
+    /// (1 or [`Kernel::PARTS`]) are not all zeros; `sums` to `rows` rows of `vectors · LANES`.
     unsafe fn tile(
         rows: usize,
         vectors: usize,
@@ -63,6 +67,7 @@ pub(super) trait Kernel: Copy + Send + Sync + 'static {
         panel: *const Self::Of,
         sums: *mut f32,
         fresh: bool,
+        parts: usize,
     );
 
     /// Transposes words: word i of row j of b becomes `panel[i · step + j]`, for i < words, j < `LANES`.
@@ -95,6 +100,17 @@ pub(super) trait Kernel: Copy + Send + Sync + 'static {
                 // SAFETY: the caller's promise.
                 unsafe { *to.add(i * stride + j) = half::bf16::from_acc(*sums.add(i * width + j)) }
             }
+        }
+    }
+
+    /// Calls so many bytes from there on into the cache; nothing is read, wherever that is.
+    #[inline(always)]
+    fn expect(data: *const u8, bytes: usize) {
+        #[cfg(target_arch = "x86_64")]
+        for at in (0..bytes).step_by(64) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a prefetch never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(data.wrapping_add(at).cast()) }
         }
     }
 

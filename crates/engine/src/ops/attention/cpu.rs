@@ -6,7 +6,8 @@
 use rayon::prelude::*;
 
 use super::{AttentionConfig, Documents};
-use crate::gemm::{Finish, Mat, MatMut, Term, Threads, sum_of_products};
+use crate::gemm::block::product;
+use crate::gemm::{Mat, MatMut};
 use crate::isa::vectorised;
 use crate::ops::softcap::Softcap;
 use crate::ops::softmax::{exponentials, largest};
@@ -61,11 +62,6 @@ fn part<E: Element>(
     dim: usize,
 ) -> Mat<'_, E> {
     Mat::strided(&data[row * stride + col..], rows, dim, stride)
-}
-
-/// c = a·b, or c += a·b.
-fn product<E: Element>(c: MatMut<'_, E::Acc>, add: bool, a: Mat<'_, E>, b: Mat<'_, E>) {
-    sum_of_products(c, add, &[Term::new(a, b)], Finish::default(), Threads::One);
 }
 
 /// Floating-point operations of so many products of blocks.
@@ -159,20 +155,28 @@ impl<R: Real> Scores<R> {
             out: &mut [Acc<E>], to: &mut [E],
         ) {
             let dim = out.len() / max.len();
-            for i in 0..max.len() {
+            let lowest = Acc::<E>::of(f64::NEG_INFINITY);
+            let mut corrections = [Acc::<E>::default(); BLOCK];
+            for (i, correction) in corrections[..max.len()].iter_mut().enumerate() {
                 let score = &mut scores[i * n..(i + 1) * n];
                 rows.capped(score);
                 rows.mask(score, i);
                 let block_max = largest(score);
                 let new_max = if block_max > max[i] { block_max } else { max[i] };
-                if new_max == Acc::<E>::of(f64::NEG_INFINITY) && !score.iter().any(|s| s.f64().is_nan()) {
+                // Where nothing was visible so far there is nothing to bring down.
+                *correction = if new_max == lowest { Acc::<E>::default() } else { max[i] - new_max };
+                max[i] = new_max;
+            }
+            // Of all rows at a time: one by one each would wait for the steps of its own.
+            corrections.iter_mut().for_each(|c| *c = c.exp_fast());
+            for (i, &correction) in corrections[..max.len()].iter().enumerate() {
+                let score = &mut scores[i * n..(i + 1) * n];
+                if max[i] == lowest && !score.iter().any(|s| s.f64().is_nan()) {
                     to[i * n..(i + 1) * n].fill(E::default());
                     continue;
                 }
-                let correction = (max[i] - new_max).exp_fast();
-                let block_sum = exponentials(score, new_max);
+                let block_sum = exponentials(score, max[i]);
                 sum[i] = sum[i] * correction + block_sum;
-                max[i] = new_max;
                 out[i * dim..(i + 1) * dim].iter_mut().for_each(|o| *o *= correction);
                 to[i * n..(i + 1) * n].iter_mut().zip(&*score).for_each(|(to, &p)| *to = E::from_acc(p));
             }
