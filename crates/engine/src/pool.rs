@@ -19,14 +19,14 @@ const LEAST_BYTES: usize = 64 << 10;
 
 /// Kept beyond the peak whatever is asked for: sizes that one half of a step leaves behind are not those that the other asks
 /// for, and ops have memory of their own.
-pub(crate) const SLACK_BYTES: usize = 512 << 20;
+const SLACK_BYTES: usize = 512 << 20;
 
 /// Bytes of all tensors, and the most of them so far.
 static USED: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
 /// How much of what is kept has to go before so many bytes more.
-fn beyond(kept: usize, asked: usize, used: usize, peak: usize) -> usize {
+pub(crate) fn beyond(kept: usize, asked: usize, used: usize, peak: usize) -> usize {
     (used + kept + asked).saturating_sub(peak.max(used) + SLACK_BYTES)
 }
 

@@ -56,7 +56,7 @@ impl Pool {
             return;
         }
         let mut kept = self.reserved - self.used;
-        while kept > 0 && kept + size > crate::pool::SLACK_BYTES {
+        while kept > 0 && crate::pool::beyond(kept, size, self.used, self.peak_used) > 0 {
             let Some((size, mut blocks)) = self.free.pop_first() else { break };
             blocks.pop();
             if !blocks.is_empty() {
