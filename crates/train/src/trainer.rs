@@ -9,7 +9,7 @@ use loratune_model::Batch;
 use loratune_model::generate::Sampling;
 
 use crate::checkpoint::Output;
-use crate::config::{EvalStrategy, LogStrategy, RunConfig, SaveStrategy};
+use crate::config::{EvalStrategy, LogStrategy, MicroBatch, RunConfig, SaveStrategy};
 use crate::error::{Error, Result};
 use crate::evaluate::evaluate;
 use crate::feed::Feed;
@@ -274,12 +274,17 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// The gradient of the next step. With `auto_find_batch_size` batches that a card has no room for are halved until it has.
+    fn may_halve(&self) -> bool {
+        self.config.auto_find_batch_size || self.config.micro_batch == Some(MicroBatch::Auto)
+    }
+
+    /// The gradient of the next step. With `auto_find_batch_size` or `micro_batch: auto`, batches that a card has no room for are
+    /// halved until it has.
     fn gradient(&mut self, learning_rate: f64, observer: &mut dyn Observer) -> Result<Gradient> {
         loop {
             let window = self.feed.window(self.progress.step, self.progress.halvings)?;
             match self.accumulate(&window, learning_rate, observer) {
-                Err(e) if e.is_out_of_memory() && self.config.auto_find_batch_size => {
+                Err(e) if e.is_out_of_memory() && self.may_halve() => {
                     let size = self.feed.micro_batch() as u64 >> self.progress.halvings;
                     if size <= 1 {
                         return Err(e);
