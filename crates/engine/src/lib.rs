@@ -27,7 +27,7 @@ pub use error::{Error, Result};
 pub use isa::{ISA_VARIABLE, Isa, isa};
 pub use memory::Memory;
 pub use param::{Gradients, ParamId, Params};
-pub use tape::{Mode, Tape, Var};
+pub use tape::{Checkpointing, Mode, Tape, Var};
 pub use tensor::{Buffer, Device, Tensor};
 pub use threads::awake;
 pub use weight::{FrozenWeight, Weight};

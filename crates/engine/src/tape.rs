@@ -19,7 +19,8 @@ use crate::{DType, Element, Tensor, dispatch, pool};
 mod checkpoint;
 mod deferred;
 
-pub(crate) use deferred::Product;
+pub use checkpoint::Checkpointing;
+pub(crate) use deferred::{FactorGradient, Product};
 
 /// A value on the tape.
 #[derive(Clone, Debug)]
@@ -71,6 +72,11 @@ impl Var {
 pub(crate) struct Source(Option<usize>);
 
 impl Source {
+    /// Of a value that wants no gradient.
+    pub fn none() -> Source {
+        Source(None)
+    }
+
     pub fn needs_grad(self) -> bool {
         self.0.is_some()
     }
@@ -93,15 +99,23 @@ struct Node {
 }
 
 /// What has arrived of a value's gradient: a sum, and on a card products that are still to be added to it, so that those of
-/// several layers with one input become one.
-#[derive(Clone, Default)]
+/// several layers with one input become one; and gradients of parameters that read the value itself, for the same reason.
+#[derive(Default)]
 struct Arrived {
     sum: Option<Tensor>,
     products: Vec<Product>,
+    factors: Vec<FactorGradient>,
 }
 
 impl Arrived {
-    fn take(&mut self) -> Result<Option<Tensor>> {
+    fn take(&mut self, by_param: &mut Gradients) -> Result<Option<Tensor>> {
+        // First, and freed, for they hold the value or what it is made of.
+        let factors = std::mem::take(&mut self.factors);
+        if !factors.is_empty() {
+            let _span = profile::span("adapter", Pass::Backward);
+            deferred::factors(&factors, by_param)?;
+            drop(factors);
+        }
         match std::mem::take(&mut self.products) {
             products if products.is_empty() => Ok(self.sum.take()),
             products => {
@@ -136,9 +150,24 @@ impl Sink<'_> {
         }
     }
 
+    /// Adds the gradient of a parameter that reads a value on a card, when that value's gradient is asked for.
+    pub fn add_factor(&mut self, of: Source, gradient: FactorGradient) -> Result<()> {
+        check_shape(
+            "gradient",
+            self.params.name(gradient.id),
+            &[gradient.r, gradient.k],
+            self.params.value(gradient.id).shape(),
+        )?;
+        match of.0 {
+            Some(i) => self.by_node[i].factors.push(gradient),
+            None => deferred::factors(&[gradient], self.by_param)?,
+        }
+        Ok(())
+    }
+
     /// What has arrived so far, for an op that adds to it in its own pass and [`puts`](Sink::put) it back.
     pub fn take(&mut self, to: Source) -> Result<Option<Tensor>> {
-        to.0.map_or(Ok(None), |i| self.by_node[i].take())
+        to.0.map_or(Ok(None), |i| self.by_node[i].take(self.by_param))
     }
 
     pub fn put(&mut self, to: Source, grad: Tensor) {
@@ -222,11 +251,13 @@ pub struct Tape<'p> {
     recording: bool,
     /// Whether anything was recorded, or would have been.
     wanted: bool,
+    /// Whether only the backward matters: see [`Tape::result_is_unread`].
+    unread: bool,
 }
 
 impl<'p> Tape<'p> {
     pub fn new(params: &'p Params, mode: Mode) -> Tape<'p> {
-        Tape { params, mode, nodes: Vec::new(), sites: 0, recording: true, wanted: false }
+        Tape { params, mode, nodes: Vec::new(), sites: 0, recording: true, wanted: false, unread: false }
     }
 
     pub fn params(&self) -> &'p Params {
@@ -255,6 +286,12 @@ impl<'p> Tape<'p> {
         }
         let value = self.params.value(id).clone();
         self.record(value, true, || Leaf(id))
+    }
+
+    /// Whether nobody reads the value that this pass ends with, only its gradients are wanted: in the second pass of a
+    /// [`checkpoint`](Tape::checkpoint). What is computed for that value alone can be left out.
+    pub fn result_is_unread(&self) -> bool {
+        self.unread
     }
 
     /// The random key of the next site in this pass, when randomness is on. Sites are numbered in the order of the
@@ -310,11 +347,11 @@ impl<'p> Tape<'p> {
     }
 
     fn backward_from(mut self, last: usize, dy: Tensor, gradients: &mut Gradients) -> Result<()> {
-        let mut by_node = vec![Arrived::default(); last + 1];
+        let mut by_node: Vec<Arrived> = (0..=last).map(|_| Arrived::default()).collect();
         by_node[last].sum = Some(dy);
         for i in (0..=last).rev() {
             let node = &mut self.nodes[i];
-            let (Some(dy), Some(op)) = (by_node[i].take()?, node.op.take()) else { continue };
+            let (Some(dy), Some(op)) = (by_node[i].take(gradients)?, node.op.take()) else { continue };
             check_shape(op.name(), "gradient of the output", dy.shape(), &node.shape)?;
             let _span = op.is_profiled().then(|| profile::span(op.name(), Pass::Backward));
             let mut sink = Sink { by_node: &mut by_node, by_param: gradients, params: self.params };

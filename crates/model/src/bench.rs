@@ -3,7 +3,7 @@
 use loratune_engine::bench::quick;
 use loratune_engine::ops::{AdamW, AdamWSteps};
 use loratune_engine::rng::Key;
-use loratune_engine::{DType, Device, Gradients, Mode, Params, Tape, Tensor, awake};
+use loratune_engine::{Checkpointing, DType, Device, Gradients, Mode, Params, Tape, Tensor, awake};
 use serde_json::{Value, json};
 
 use crate::adapter::{AdapterSpec, Start, attach};
@@ -113,9 +113,9 @@ impl StepBench {
         &self.params
     }
 
-    /// Computes blocks again in the backward pass instead of keeping them.
-    pub fn set_recomputes(&mut self, recomputes: bool) {
-        self.decoder.set_recomputes(recomputes);
+    /// What is kept of the blocks.
+    pub fn set_checkpointing(&mut self, checkpointing: Checkpointing) {
+        self.decoder.set_checkpointing(checkpointing);
     }
 
     /// Tokens of a step.

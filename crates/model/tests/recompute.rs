@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use loratune_engine::profile::{self, Pass};
-use loratune_engine::{DType, Device, cuda};
+use loratune_engine::{Checkpointing, DType, Device, cuda};
 use loratune_model::adapter::{AdapterSpec, Targets};
 use loratune_model::bench::{StepBench, spec};
 use loratune_model::decoder::Dtypes;
@@ -21,7 +21,13 @@ struct Steps {
     passes: u64,
 }
 
-fn steps(recomputes: bool, targets: &Targets, use_dora: bool, dtype: DType, device: Device) -> Steps {
+fn steps(
+    checkpointing: Checkpointing,
+    targets: &Targets,
+    use_dora: bool,
+    dtype: DType,
+    device: Device,
+) -> Steps {
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
         "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -38,7 +44,7 @@ fn steps(recomputes: bool, targets: &Targets, use_dora: bool, dtype: DType, devi
     };
     let model = spec(&config).unwrap();
     let mut bench = StepBench::new(&model, Dtypes::both(dtype), &adapter, 2, 21, 2, device).unwrap();
-    bench.set_recomputes(recomputes);
+    bench.set_checkpointing(checkpointing);
     let alone = PROFILE.lock().unwrap_or_else(PoisonError::into_inner);
     profile::start();
     let losses = (0..3).map(|_| bench.step().unwrap()).collect();
@@ -55,14 +61,22 @@ fn same(device: Device) {
     let last = Targets::Names(vec!["layers.2.self_attn.q_proj".into(), "layers.1.mlp.up_proj".into()]);
     for (targets, use_dora) in [(&Targets::AllLinear, false), (&Targets::AllLinear, true), (&last, false)] {
         for dtype in [DType::F32, DType::BF16] {
-            let [kept, again] = [false, true].map(|r| steps(r, targets, use_dora, dtype, device));
-            let case = format!("dora {use_dora} in {dtype} on {device}");
-            assert!(kept.losses == again.losses, "{case}: {:?} {:?}", kept.losses, again.losses);
-            assert!(kept.adapter == again.adapter, "{case}: another adapter");
-            assert!(kept.losses[2] < kept.losses[0], "{case}: {:?}", kept.losses);
-            // All blocks again, or the last two of three.
-            let blocks = if matches!(targets, Targets::AllLinear) { 3 } else { 2 };
-            assert_eq!(again.passes, kept.passes + kept.passes * blocks / 3, "{case}: of {}", kept.passes);
+            let kept = steps(Checkpointing::None, targets, use_dora, dtype, device);
+            for checkpointing in [Checkpointing::Block, Checkpointing::Offload] {
+                let again = steps(checkpointing, targets, use_dora, dtype, device);
+                let case = format!("{checkpointing:?}, dora {use_dora} in {dtype} on {device}");
+                assert!(kept.losses == again.losses, "{case}: {:?} {:?}", kept.losses, again.losses);
+                assert!(kept.adapter == again.adapter, "{case}: another adapter");
+                assert!(kept.losses[2] < kept.losses[0], "{case}: {:?}", kept.losses);
+                // All blocks again, or the last two of three.
+                let blocks = if matches!(targets, Targets::AllLinear) { 3 } else { 2 };
+                assert_eq!(
+                    again.passes,
+                    kept.passes + kept.passes * blocks / 3,
+                    "{case}: of {}",
+                    kept.passes
+                );
+            }
         }
     }
 }

@@ -126,7 +126,7 @@ impl<'a> Job<'a> {
         let dtypes = dtypes(self.config);
         let mut decoder = Decoder::build(self.model, device, dtypes, &mut params, &self.trained)?;
         decoder.set_neftune(neftune(self.config));
-        decoder.set_recomputes(self.config.gradient_checkpointing);
+        decoder.set_checkpointing(self.config.gradient_checkpointing);
         if let Some(spec) = &self.adapter {
             adapter::attach(&mut decoder, &mut params, spec, adapter::Start::Planned(device), device)?;
         }

@@ -185,7 +185,7 @@ impl TrainedModel {
         };
         decoder.set_neftune(neftune(config));
         decoder.set_label_smoothing(config.label_smoothing_factor);
-        decoder.set_recomputes(config.gradient_checkpointing);
+        decoder.set_checkpointing(config.gradient_checkpointing);
         let method = match spec {
             None => Method::Whole,
             Some(spec) => {

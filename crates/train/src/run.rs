@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use loratune_data::{DatasetHub, DatasetReport};
 use loratune_engine::cuda::{CudaDevice, Planned};
-use loratune_engine::{ChosenDevice, Device, DeviceChoice};
+use loratune_engine::{Checkpointing, ChosenDevice, Device, DeviceChoice};
 
 use crate::checkpoint::{self, Output, Start};
 use crate::config::{EvalStrategy, MicroBatch, RunConfig};
@@ -115,6 +115,7 @@ fn prepare_here(mut config: RunConfig, located: &Located, hub: Option<&dyn Datas
     vocabulary.notes.extend(vocabulary::untrained_note(&config, &vocabulary, &model));
     let mut notes: Vec<String> =
         attention_dropout_note(model.files.config.attention_dropout).into_iter().collect();
+    notes.extend(offload_note(&config, device.device));
     notes.extend(set_micro_batch(&config, located, &model, &mut feed, device.device, &free)?);
     Ok(Prepared { config, model, feed, report, vocabulary, start, device, notes, output, started })
 }
@@ -157,6 +158,12 @@ fn set_micro_batch(
         plan.peak / 1_000_000,
         free / 1_000_000
     )))
+}
+
+fn offload_note(config: &RunConfig, device: Device) -> Option<String> {
+    (config.gradient_checkpointing == Checkpointing::Offload && device == Device::Cpu).then(|| {
+        "gradient_checkpointing `offload` is `block` on the processor, whose memory is the host's".to_string()
+    })
 }
 
 fn attention_dropout_note(share: f64) -> Option<String> {

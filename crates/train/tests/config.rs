@@ -3,6 +3,7 @@
 #[path = "common/settings.rs"]
 mod settings;
 
+use loratune_engine::Checkpointing;
 use loratune_train::config::*;
 use loratune_train::schedule::ScheduleKind;
 use settings::{config, load};
@@ -289,11 +290,14 @@ fn the_documentation_of_the_keys_is_the_registry() {
 #[test]
 fn gradient_checkpointing_has_three_names() {
     for (text, want) in [
-        ("", false),
-        ("gradient_checkpointing: true\n", true),
-        ("disable_gradient_checkpointing: true\n", false),
-        ("disable_gradient_checkpointing: false\n", true),
-        ("activation_checkpointing: true\n", true),
+        ("", Checkpointing::None),
+        ("gradient_checkpointing: true\n", Checkpointing::Block),
+        ("gradient_checkpointing: none\n", Checkpointing::None),
+        ("gradient_checkpointing: block\n", Checkpointing::Block),
+        ("gradient_checkpointing: offload\n", Checkpointing::Offload),
+        ("disable_gradient_checkpointing: true\n", Checkpointing::None),
+        ("disable_gradient_checkpointing: false\n", Checkpointing::Block),
+        ("activation_checkpointing: true\n", Checkpointing::Block),
     ] {
         assert_eq!(load(text, &[]).unwrap().config.gradient_checkpointing, want, "{text}");
     }

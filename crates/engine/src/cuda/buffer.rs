@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::CudaDevice;
@@ -23,8 +24,15 @@ pub struct CudaBuffer {
     size: usize,
     len: usize,
     dtype: DType,
+    /// A number that no other contents ever had.
+    state: u64,
     /// The same numbers in bf16, made when first asked for, until this is written to.
     shadow: OnceLock<Arc<CudaBuffer>>,
+}
+
+fn new_state() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed)
 }
 
 impl std::fmt::Debug for CudaBuffer {
@@ -37,7 +45,15 @@ impl CudaBuffer {
     /// Of no particular value.
     pub(crate) fn any(device: &Arc<CudaDevice>, dtype: DType, len: usize) -> Result<CudaBuffer> {
         let (pointer, size) = device.allocate(len * dtype.size())?;
-        Ok(CudaBuffer { device: device.clone(), pointer, size, len, dtype, shadow: OnceLock::new() })
+        Ok(CudaBuffer {
+            device: device.clone(),
+            pointer,
+            size,
+            len,
+            dtype,
+            state: new_state(),
+            shadow: OnceLock::new(),
+        })
     }
 
     pub(crate) fn zeros(device: &Arc<CudaDevice>, dtype: DType, len: usize) -> Result<CudaBuffer> {
@@ -94,9 +110,15 @@ impl CudaBuffer {
         self.pointer
     }
 
+    /// Names these contents, for what is made of them: another after every write to a shared buffer.
+    pub(crate) fn state(&self) -> u64 {
+        self.state
+    }
+
     /// The address for writing; what was made of the old contents is forgotten.
     pub(crate) fn pointer_mut(&mut self) -> Pointer {
         self.shadow.take();
+        self.state = new_state();
         self.pointer
     }
 

@@ -1,4 +1,5 @@
-// What every kernel's source begins with: element types, wide access, sums over a block, and the counter-based generator.
+// What every kernel's source begins with: element types, wide access, sums over a block, the counter-based generator, and tensor
+// cores' instructions since sm_80.
 // Without CUDA's own headers, which NVRTC's library does not bring along.
 
 typedef unsigned char u8;
@@ -139,4 +140,35 @@ __device__ __forceinline__ float soft_cap(float x, float cap) { return cap * tan
 __device__ __forceinline__ float soft_cap_slope(float y, float cap) {
     float t = y / cap;
     return 1.f - t * t;
+}
+
+__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// 16 bytes into shared memory, by and by; zeros where there is nothing.
+__device__ __forceinline__ void copy16(u32 to, const void* from, bool there) {
+    int bytes = there ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes));
+}
+
+__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;"); }
+template <int N> __device__ __forceinline__ void wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N)); }
+
+// Four matrices of 8 by 8, whose rows of 16 bytes lie where each eight lanes say; and their transposes.
+__device__ __forceinline__ void ldmatrix(u32* r, u32 at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at));
+}
+
+__device__ __forceinline__ void ldmatrix_turned(u32* r, u32 at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at));
+}
+
+// c [16, 8] += a [16, 16] · b [16, 8]
+__device__ __forceinline__ void mma(float* c, const u32* a, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::cublaslt::CublasLt;
 use super::driver::{self, Driver, Handle, Pointer, driver};
 use super::kernels::{HOPPER, Source, machine_code};
+use super::offload::Travel;
 use super::planned::{self, Plan};
 use super::pool::Pool;
 use super::staging::{self, Staging};
-use super::{Pod, cublaslt, nvrtc};
+use super::{CudaBuffer, Pod, cublaslt, nvrtc};
 use crate::error::{Error, Result};
 
 /// Number of cards that can be used, at least one.
@@ -99,6 +100,8 @@ pub(super) struct Module {
 /// What was uploaded for something shared, which is kept alive so that its address stays its own.
 pub(super) type Constant = (Box<dyn Any + Send>, Arc<Memory>);
 
+type Scales = ([u64; 4], [Arc<CudaBuffer>; 3]);
+
 /// One NVIDIA card and the stream that all work on it goes through.
 pub struct CudaDevice {
     pub(super) ordinal: usize,
@@ -116,6 +119,10 @@ pub struct CudaDevice {
     pub(super) modules: Mutex<HashMap<(&'static str, u32), Module>>,
     pub(super) staging: Mutex<Option<Staging>>,
     pub(super) constants: Mutex<HashMap<(&'static str, usize), Constant>>,
+    /// DoRA's scales by the address of what they belong to, with the states of what they were made of.
+    pub(super) scales: Mutex<HashMap<usize, Scales>>,
+    /// What is on its way to the host's memory and back.
+    pub(super) travel: Mutex<Option<Travel>>,
     /// The first error of a call that could not return it; the next one that can does.
     pub(super) failed: Mutex<Option<Error>>,
 }
@@ -251,6 +258,8 @@ impl CudaDevice {
             modules: Mutex::default(),
             staging: Mutex::default(),
             constants: Mutex::default(),
+            scales: Mutex::default(),
+            travel: Mutex::default(),
             failed: Mutex::default(),
         })
     }
@@ -337,7 +346,7 @@ impl CudaDevice {
         self.check(unsafe { (self.driver.set_context)(self.context) }, "using the card")
     }
 
-    fn check(&self, status: c_int, doing: &str) -> Result<()> {
+    pub(super) fn check(&self, status: c_int, doing: &str) -> Result<()> {
         self.driver.check(status, doing).map_err(|what| self.error(what))
     }
 
@@ -507,7 +516,17 @@ impl CudaDevice {
         Ok(memory)
     }
 
-    /// Starts a kernel. `variant` is the source's HEAD_DIM, 0 where it has none.
+    /// DoRA's scales, if they were made of contents in these states.
+    pub(crate) fn scales(&self, of: usize, states: [u64; 4]) -> Option<[Arc<CudaBuffer>; 3]> {
+        lock(&self.scales).get(&of).filter(|(known, _)| *known == states).map(|(_, scales)| scales.clone())
+    }
+
+    pub(crate) fn keep_scales(&self, of: usize, states: [u64; 4], scales: &[Arc<CudaBuffer>; 3]) {
+        // Dropped outside of the lock.
+        let _before = lock(&self.scales).insert(of, (states, scales.clone()));
+    }
+
+    /// Starts a kernel. `variant` is the source's VARIANT, 0 where it has none.
     pub(crate) fn launch(
         &self,
         (source, variant): (&'static Source, u32),

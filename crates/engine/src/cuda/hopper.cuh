@@ -9,8 +9,6 @@ struct __align__(64) Map {
     u64 words[16];
 };
 
-__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-
 __device__ __forceinline__ void barrier_init(u32 barrier, int count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
@@ -32,21 +30,6 @@ __device__ __forceinline__ void wait_for(u32 barrier, int phase) {
         "r"(phase)
         : "memory");
 }
-// The same barrier of another block of the cluster.
-__device__ __forceinline__ void arrive_at(u32 barrier, u32 block) {
-    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
-                 "r"(block)
-                 : "memory");
-}
-__device__ __forceinline__ void wait_for_cluster() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-__device__ __forceinline__ u32 block_of_cluster() {
-    u32 rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
 // A barrier of `threads` threads of the block; 0 is __syncthreads'.
 __device__ __forceinline__ void barrier_of(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -58,13 +41,6 @@ __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shar
 __device__ __forceinline__ void fetch_box(u32 to, const Map* map, int column, int row, u32 barrier) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
                  "l"(map), "r"(barrier), "r"(column), "r"(row)
-                 : "memory");
-}
-// The same into both blocks of a cluster of two.
-__device__ __forceinline__ void fetch_box_for_both(u32 to, const Map* map, int column, int row, u32 barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], "
-                 "[%2], %5;" ::"r"(to),
-                 "l"(map), "r"(barrier), "r"(column), "r"(row), "h"((u16)3)
                  : "memory");
 }
 __device__ __forceinline__ void store_box(const Map* map, u32 from, int column, int row) {

@@ -12,7 +12,7 @@ use crate::ops::KERNELS;
 pub(crate) struct Source {
     pub name: &'static str,
     pub text: &'static str,
-    /// The head sizes that the tests compile it for; 0 alone where it has none.
+    /// What VARIANT can be: sizes of heads, of which the tests compile these, or numbers of tiles; 0 alone where it has none.
     pub variants: &'static [u32],
     /// Only for Hopper, with what is Hopper's own.
     pub hopper: bool,
@@ -25,10 +25,17 @@ pub(super) const HOPPER: i32 = 90;
 const COMMON: &str = include_str!("common.cuh");
 const OF_HOPPER: &str = include_str!("hopper.cuh");
 
+/// A folder whose files, named `sums.cu` and so on, are compiled in place of the sources of these names: for working on kernels
+/// without building anew.
+const SOURCES: &str = "LORATUNE_CUDA_SOURCES";
+
 /// The text that is compiled.
 fn whole(source: &Source) -> String {
     let more = if source.hopper { OF_HOPPER } else { "" };
-    format!("{COMMON}\n{more}\n#line 1 \"{}.cu\"\n{}", source.name, source.text)
+    let folder = std::env::var_os(SOURCES).filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    let other = folder.and_then(|f| std::fs::read_to_string(f.join(format!("{}.cu", source.name))).ok());
+    let text = other.as_deref().unwrap_or(source.text);
+    format!("{COMMON}\n{more}\n#line 1 \"{}.cu\"\n{text}", source.name)
 }
 
 /// What NVRTC calls the architecture that a source is compiled for.
@@ -54,7 +61,7 @@ pub(super) fn machine_code(source: &Source, arch: i32, defines: &[String]) -> Re
 
 /// The macros of a source's variant.
 pub(super) fn defines(variant: u32) -> Vec<String> {
-    if variant == 0 { Vec::new() } else { vec![format!("HEAD_DIM={variant}")] }
+    if variant == 0 { Vec::new() } else { vec![format!("VARIANT={variant}")] }
 }
 
 fn digest(bytes: &[u8]) -> u64 {

@@ -98,6 +98,10 @@ impl Drop for PlannedDevice {
         // They hold the device.
         let constants = std::mem::take(&mut *lock(&self.0.constants));
         drop(constants);
+        let scales = std::mem::take(&mut *lock(&self.0.scales));
+        drop(scales);
+        let travel = std::mem::take(&mut *lock(&self.0.travel));
+        drop(travel);
     }
 }
 
@@ -148,6 +152,8 @@ impl CudaDevice {
             modules: Mutex::default(),
             staging: Mutex::default(),
             constants: Mutex::default(),
+            scales: Mutex::default(),
+            travel: Mutex::default(),
             failed: Mutex::default(),
         }
     }

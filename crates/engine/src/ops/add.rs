@@ -49,6 +49,19 @@ pub fn add_scaled(tape: &mut Tape<'_>, a: &Var, b: &Var, factor: f64) -> Result<
             Tensor::new(sum, a.value().shape())
         })
     };
+    Ok(record(tape, a, b, factor, y))
+}
+
+/// [`add_scaled`] whose sum nobody reads, but whose backward will run: it is of no particular value.
+///
+/// # Errors
+/// As of [`add_scaled`].
+pub fn add_unread(tape: &mut Tape<'_>, a: &Var, b: &Var, factor: f64) -> Result<Var> {
+    check_shape("add", "second operand", b.value().shape(), a.value().shape())?;
+    Ok(record(tape, a, b, factor, b.value().clone()))
+}
+
+fn record(tape: &mut Tape<'_>, a: &Var, b: &Var, factor: f64, y: Tensor) -> Var {
     let needs = a.needs_grad() || b.needs_grad();
-    Ok(tape.record(y, needs, || AddBackward { a: a.source(), b: b.source(), factor }))
+    tape.record(y, needs, || AddBackward { a: a.source(), b: b.source(), factor })
 }

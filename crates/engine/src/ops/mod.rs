@@ -27,14 +27,18 @@ mod split;
 
 pub use adafactor::{Adafactor, SecondMoment, adafactor_step};
 pub use adamw::{AdamW, AdamWSteps, adamw_step};
-pub use add::{add, add_scaled};
+pub use add::{add, add_scaled, add_unread};
 pub use attention::{AttentionConfig, Documents, KvCache, attention, attention_cached};
 pub use cast::cast;
 pub use eight_bit::{EightBit, adamw_8bit_step, lion_8bit_step};
+pub(crate) use elementwise::on as on_card;
 pub use embedding::embedding;
+pub(crate) use gated::cuda::activation_name;
 pub use gated::{Activation, gated};
 pub(crate) use linear::column_sums;
-pub use linear::{Dora, Dropout, Lora, RowNorm, column_norms, linear, row_norms};
+pub use linear::{
+    Dora, Dropout, Layer, Lora, RowNorm, column_norms, linear, linear_unread, linears, row_norms,
+};
 pub use lion::{Lion, lion_step};
 pub use loss::{IGNORE, Logits, LossOutput, Targets, head_outputs, linear_cross_entropy};
 pub use noise::uniform_noise;
@@ -47,6 +51,7 @@ pub use split::split_columns;
 /// The sources of all kernels.
 pub(crate) static KERNELS: &[&crate::cuda::Source] = &[
     &crate::cuda::SUMS,
+    &crate::cuda::THIN,
     &elementwise::SOURCE,
     &adamw::cuda::SOURCE,
     &attention::cuda::PLAIN,

@@ -152,11 +152,11 @@ pub fn rms_norm(tape: &mut Tape<'_>, x: &Var, weight: &Weight, config: RmsNorm) 
     let y = tape.record(y, needs, || RmsNormBackward {
         x_source: x.source(),
         x: x.value().clone(),
-        rstd,
+        rstd: rstd.clone(),
         weight: weight.clone(),
         config,
     });
-    Ok(y.with_recipe(|| cuda::recipe(x.value(), weight.resolve(tape.params()), config)))
+    Ok(y.with_recipe(|| cuda::recipe(x.value(), &rstd, weight.resolve(tape.params()), config)))
 }
 
 /// Partial sums of a row, so that they vectorise; their order is fixed.

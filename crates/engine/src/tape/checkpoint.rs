@@ -39,7 +39,7 @@ impl Backward for Again {
         false
     }
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
-        let mut tape = Tape { sites: self.sites, ..Tape::new(grads.params, self.mode) };
+        let mut tape = Tape { sites: self.sites, unread: true, ..Tape::new(grads.params, self.mode) };
         let arrived = Arc::new(Mutex::new(None));
         let x = self.x.get()?;
         let x = match self.source.needs_grad() {
@@ -59,8 +59,20 @@ impl Backward for Again {
     }
 }
 
+/// What a training pass keeps of the parts that a model is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Checkpointing {
+    /// Everything that the backward needs.
+    #[default]
+    None,
+    /// Their inputs.
+    Block,
+    /// Their inputs, in the host's memory; where that is where they are, the same as `Block`.
+    Offload,
+}
+
 impl Tape<'_> {
-    /// What `part` makes of x, of which only x is kept: the part runs again, and is reversed, in the backward pass. Its random
+    /// What `part` makes of x, of which only x is kept, here or in the host's memory: the part runs again, and is reversed, in the backward pass. Its random
     /// numbers are the same both times, so the gradients are those that it would have without this.
     ///
     /// # Errors
@@ -68,6 +80,7 @@ impl Tape<'_> {
     pub fn checkpoint(
         &mut self,
         x: &Var,
+        is_offloaded: bool,
         part: impl Fn(&mut Tape<'_>, &Var) -> Result<Var> + Send + 'static,
     ) -> Result<Var> {
         if self.mode == Mode::Infer || !self.recording {
@@ -78,12 +91,7 @@ impl Tape<'_> {
         let y = part(&mut first, &self.constant(x.value().clone()))?.value;
         self.sites = first.sites;
         let needs = x.needs_grad() || first.wanted;
-        Ok(self.record(y, needs, || Again {
-            part: Box::new(part),
-            x: x.keep(),
-            source: x.source(),
-            mode,
-            sites,
-        }))
+        let kept = if needs && is_offloaded { x.keep().send_away()? } else { x.keep() };
+        Ok(self.record(y, needs, || Again { part: Box::new(part), x: kept, source: x.source(), mode, sites }))
     }
 }

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::cuda::{CudaBuffer, Factor, Finish};
+use crate::cuda::{Also, CudaBuffer, Factor, Finish, Sum, Tall};
 use crate::error::{Error, Result};
-use crate::{Tensor, cuda};
+use crate::kept::{Kept, Parts};
+use crate::ops::on_card;
+use crate::param::Gradients;
+use crate::{DType, ParamId, Tensor, cuda};
 
 /// a `[rows, k]` · b `[k, cols]`.
 #[derive(Clone)]
@@ -14,6 +17,65 @@ pub(crate) struct Product {
     pub k: usize,
     pub rows: usize,
     pub cols: usize,
+}
+
+/// The gradient eᵀ·x of a parameter `[r, k]`, with e `[n, r]` and x `[n, k]`.
+pub(crate) struct FactorGradient {
+    pub id: ParamId,
+    pub e: Arc<CudaBuffer>,
+    pub x: Kept,
+    pub n: usize,
+    pub r: usize,
+    pub k: usize,
+}
+
+/// Adds up such gradients, those of one x together: it is read once, or made from what it is computed from.
+pub(super) fn factors(mut waiting: &[FactorGradient], grads: &mut Gradients) -> Result<()> {
+    while let Some(first) = waiting.first() {
+        let &FactorGradient { n, r, k, .. } = first;
+        let device = first.e.device();
+        let there = |what, t| on_card("lora", what, t, device, first.e.dtype());
+        let made = first.x.parts().filter(|_| device.thin_makes(first.e.dtype(), n, r, k));
+        let value = if made.is_none() { Some(first.x.get()?) } else { None };
+        let x = match (made, &value) {
+            (Some(Parts::Normed { x, .. } | Parts::Gated { gate: x, .. }), _) | (None, Some(x)) => x,
+            (None, None) => return Err(Error::Invalid("a gradient of no input".into())),
+        };
+        let x = match device.plans_processor() {
+            true => on_card("lora", "input", x, device, x.dtype())?,
+            false => there("input", x)?,
+        };
+        let tall = Tall { x, n, k, r };
+        let most = device.thin_at_once(tall);
+        let alike = |f: &&FactorGradient| f.r == r && f.x.is_same(&first.x);
+        let count = waiting.iter().take_while(alike).count().min(most).max(1);
+        let (now, rest) = waiting.split_at(count);
+        let any = |_: &_| CudaBuffer::any(device, DType::F32, r * k);
+        let sums = now.iter().map(any).collect::<Result<Vec<_>>>()?;
+        if most > 0 {
+            let parts: Vec<_> = now.iter().zip(&sums).map(|(f, d)| Sum { e: &f.e, d }).collect();
+            let also = match made {
+                None => Also::Nothing,
+                Some(Parts::Normed { rstd, weight, offset, .. }) => Also::Normed {
+                    rstd: on_card("lora", "1/sigma", rstd, device, DType::F32)?,
+                    w: weight.on_card("lora", device)?,
+                    offset: *offset,
+                },
+                Some(Parts::Gated { up, activation, .. }) => {
+                    Also::Gated { up: there("up", up)?, activation: *activation }
+                }
+            };
+            device.thin_across(tall, &parts, false, &also)?;
+        } else {
+            let e = Factor::new(&first.e, n, r).t();
+            device.product(Factor::new(&sums[0], r, k), e, Factor::new(x, n, k), 1.0, false)?;
+        }
+        for (f, sum) in now.iter().zip(sums) {
+            grads.add(f.id, Tensor::on_cuda(sum, &[r, k]))?;
+        }
+        waiting = rest;
+    }
+    Ok(())
 }
 
 /// What the kernel takes at a time.

@@ -1,10 +1,12 @@
 //! Every case on an NVIDIA card, in f32 and bf16, against f64 on the CPU. Skipped, and says so, where there is no card.
 
-use loratune_engine::ops::{self, AttentionConfig, Documents, Logits, RmsNorm, TableAdapter};
-use loratune_engine::{DType, Device, Error, Weight, cuda};
+use loratune_engine::ops::{
+    self, AttentionConfig, Documents, Dora, Dropout, Logits, Lora, RmsNorm, RowNorm, TableAdapter,
+};
+use loratune_engine::{DType, Device, Error, Var, Weight, cuda};
 
 use crate::adapter_cases::with_present_norms;
-use crate::cases::{all, case};
+use crate::cases::{all, case, frozen};
 use crate::harness::{Case, Outcome, check_outcome, params, try_run, values};
 
 /// The first card, or nothing and a line that says why.
@@ -52,6 +54,7 @@ fn larger() -> Vec<Case> {
             ops::rms_norm(t, &x, &Weight::Param(i.param(1)), RmsNorm { eps: 1e-5, offset: 0.0 })
         }));
     }
+    cases.extend(thin());
     let targets: Vec<i32> = (0..8300).map(|i| if i % 41 == 3 { -100 } else { i % 3 }).collect();
     let inputs = [("x", &[8300, 2][..]), ("head", &[3, 2])];
     cases.push(case("linear_cross_entropy in chunks", &inputs, move |t, i| {
@@ -60,6 +63,69 @@ fn larger() -> Vec<Case> {
         Ok(ops::linear_cross_entropy(t, &x, &head, TableAdapter::default(), &targets, logits)?.loss)
     }));
     cases
+}
+
+/// Adapters of ranks that the thin kernels take: layers that share an input, rows and columns that fill no tile, all numbers of
+/// tiles of ranks, DoRA in the same pass.
+fn thin() -> Vec<Case> {
+    let shapes: [(usize, usize, &[usize], usize, bool); 14] = [
+        (64, 32, &[32], 8, false),
+        (100, 136, &[72, 40, 72], 16, false),
+        (133, 264, &[48, 48, 48], 8, false),
+        (300, 1032, &[1544], 24, false),
+        (100, 72, &[96, 96], 32, false),
+        (4300, 40, &[24, 24, 24], 16, false),
+        (4300, 48, &[40], 64, false),
+        (90, 80, &[104], 40, false),
+        (70, 48, &[64, 64, 64], 64, false),
+        (100, 136, &[72, 1096], 16, true),
+        (300, 72, &[520], 8, true),
+        (90, 80, &[104, 104], 32, true),
+        (90, 80, &[104], 40, true),
+        (130, 64, &[72], 64, true),
+    ];
+    let of_shape = |(n, cols, outs, r, is_dora): (usize, usize, &'static [usize], usize, bool)| {
+        const NAMES: [[&str; 3]; 3] = [["a0", "b0", "m0"], ["a1", "b1", "m1"], ["a2", "b2", "m2"]];
+        let mut used = vec![("x", vec![n, cols])];
+        for (names, &out) in NAMES.iter().zip(outs) {
+            let shapes = [vec![r, cols], vec![out, r], vec![out]];
+            used.extend(names.iter().copied().zip(shapes).take(if is_dora { 3 } else { 2 }));
+        }
+        let used: Vec<(&str, &[usize])> = used.iter().map(|(name, shape)| (*name, &shape[..])).collect();
+        let each = if is_dora { 3 } else { 2 };
+        case(format!("linears {n}x{cols} -> {outs:?}, rank {r}, dora {is_dora}"), &used, move |t, i| {
+            let x = i.activation(t, 0);
+            let weights: Vec<Weight> = outs.iter().map(|&out| frozen(out, cols, i)).collect();
+            let adapter = |(layer, w): (usize, &Weight)| {
+                let at = 1 + layer * each;
+                let dora = is_dora.then(|| {
+                    let norm = RowNorm::Recomputed { squares: w.resolve(t.params()).row_squares().into() };
+                    Dora { magnitude: i.param(at + 2), norm }
+                });
+                Lora { a: i.param(at), b: i.param(at + 1), scaling: 0.75, dropout: Dropout::None, dora }
+            };
+            let loras: Vec<Lora> = weights.iter().enumerate().map(adapter).collect();
+            let layers: Vec<_> = weights
+                .iter()
+                .zip(&loras)
+                .map(|(weight, lora)| ops::Layer { weight, bias: None, lora: Some(lora) })
+                .collect();
+            let width = *outs.iter().min().unwrap();
+            let mut total: Option<Var> = None;
+            for (layer, y) in ops::linears(t, &x, &layers)?.into_iter().enumerate() {
+                let y = match y.value().cols() - width {
+                    0 => y,
+                    rest => ops::split_columns(t, &y, &[rest, width])?.remove(1),
+                };
+                total = Some(match total {
+                    None => y,
+                    Some(sum) => ops::add_scaled(t, &sum, &y, 0.5 + layer as f64)?,
+                });
+            }
+            Ok(total.unwrap())
+        })
+    };
+    shapes.into_iter().map(of_shape).collect()
 }
 
 fn cases() -> Vec<Case> {

@@ -1,7 +1,7 @@
 //! The arguments of `loratune bench`.
 
 use clap::{Args, Subcommand, ValueEnum};
-use loratune_engine::DeviceChoice;
+use loratune_engine::{Checkpointing, DeviceChoice};
 use loratune_model::adapter::Init;
 
 use super::{ComputeDtype, at_least_1};
@@ -74,9 +74,10 @@ pub struct BenchStepArgs {
     /// What computes: auto (the first NVIDIA card, else the processor), cpu, cuda, cuda:N.
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Step")]
     pub device: DeviceChoice,
-    /// Compute blocks again in the backward pass instead of keeping them.
-    #[arg(long, help_heading = "Step")]
-    pub gradient_checkpointing: bool,
+    /// Compute blocks again in the backward pass instead of keeping them; with offload, their inputs wait in the host's memory.
+    #[arg(long, value_name = "HOW", value_enum, num_args = 0..=1, default_value = "none", default_missing_value = "block",
+          help_heading = "Step")]
+    pub gradient_checkpointing: BenchCheckpointing,
     /// Steps that are timed, after one that is not.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_1, help_heading = "Step")]
     pub steps: usize,
@@ -99,4 +100,22 @@ pub struct BenchOpsArgs {
     /// Print the result as one JSON object.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
+}
+
+/// What a step keeps of the blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchCheckpointing {
+    None,
+    Block,
+    Offload,
+}
+
+impl From<BenchCheckpointing> for Checkpointing {
+    fn from(how: BenchCheckpointing) -> Checkpointing {
+        match how {
+            BenchCheckpointing::None => Checkpointing::None,
+            BenchCheckpointing::Block => Checkpointing::Block,
+            BenchCheckpointing::Offload => Checkpointing::Offload,
+        }
+    }
 }

@@ -63,7 +63,7 @@ fn step(args: &BenchStepArgs, start: Instant) -> Result<()> {
         args.accumulation,
         device,
     )?;
-    bench.set_recomputes(args.gradient_checkpointing);
+    bench.set_checkpointing(args.gradient_checkpointing.into());
     let built = start.elapsed().as_secs_f64();
     bench.step()?;
     device.synchronize()?;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use loratune_engine::Checkpointing;
 use loratune_engine::cuda::Planned;
 use loratune_model::DecoderSpec;
 use loratune_model::bench::{SHAPES, shape, spec};
@@ -112,7 +113,11 @@ fn render(made: &Estimate, target: &Target, config: &RunConfig) -> String {
         ),
     );
     out += &field("device", &target.name);
-    let again = if config.gradient_checkpointing { ", blocks computed again" } else { "" };
+    let again = match config.gradient_checkpointing {
+        Checkpointing::None => "",
+        Checkpointing::Block => ", blocks computed again",
+        Checkpointing::Offload => ", blocks computed again from inputs in the host's memory",
+    };
     out += &field(
         "step",
         format!(

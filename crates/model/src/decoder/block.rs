@@ -38,6 +38,11 @@ impl Pass<'_, '_> {
         drop(normed);
         let product = ops::gated(self.tape, &gate, &up, self.decoder.spec.activation)?;
         drop((gate, up));
+        if self.tape.result_is_unread() && block.mlp_output_norm.is_none() {
+            // The block's result is known from the first pass: the last product and the sum would be for nothing.
+            let out = ops::linear_unread(self.tape, &product, block.mlp_output.layer())?;
+            return Ok(ops::add_unread(self.tape, &x, &out, self.decoder.spec.residual_multiplier)?);
+        }
         let out = self.project(&block.mlp_output, &product)?;
         drop(product);
         self.join(&x, out, block.mlp_output_norm.as_ref())
@@ -96,7 +101,12 @@ impl Pass<'_, '_> {
                 let y = self.project(fused, x)?;
                 ops::split_columns(self.tape, &y, &widths)?
             }
-            each => each.iter().map(|matrix| self.project(matrix, x)).collect::<Result<Vec<_>>>()?,
+            each => {
+                let layers: Vec<_> = each.iter().map(Matrix::layer).collect();
+                let outputs = ops::linears(self.tape, x, &layers)?;
+                each.iter().zip(&outputs).for_each(|(matrix, y)| (self.see)(&matrix.path, y));
+                outputs
+            }
         };
         parts.try_into().map_err(|parts: Vec<Var>| {
             crate::Error::Invalid(format!("a block has {} projections in place of {N}", parts.len()))

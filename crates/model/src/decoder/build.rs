@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use loratune_engine::cuda::PlannedDevice;
 use loratune_engine::rng::Key;
-use loratune_engine::{DType, Device, FrozenWeight, Params, Tensor, Weight};
+use loratune_engine::{Checkpointing, DType, Device, FrozenWeight, Params, Tensor, Weight};
 use rayon::prelude::*;
 
 use super::{Block, Decoder, Matrix, Norm, Part, Tables};
@@ -294,7 +294,7 @@ impl Decoder {
             embedding,
             neftune: None,
             label_smoothing: 0.0,
-            recomputes: false,
+            checkpointing: Checkpointing::None,
             ropes: Tables::default(),
             spec: spec.clone(),
             dtype: dtypes.activations,

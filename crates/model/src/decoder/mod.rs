@@ -11,7 +11,7 @@ use std::sync::Arc;
 use loratune_engine::ops::{
     self, AttentionConfig, Lora, LossOutput, RmsNorm, RowNorm, TableAdapter, Targets, TrainedRows,
 };
-use loratune_engine::{DType, FrozenWeight, Mode, Params, Tape, Tensor, Var, Weight};
+use loratune_engine::{Checkpointing, DType, FrozenWeight, Mode, Params, Tape, Tensor, Var, Weight};
 
 use block::Pass;
 pub use build::{Dtypes, RandomWeights, Trained, WeightSource};
@@ -51,6 +51,10 @@ impl Matrix {
     /// What is trained on the embedding or the head.
     fn table_adapter(&self) -> TableAdapter<'_> {
         TableAdapter { lora: self.adapter.as_ref(), rows: self.rows.as_ref() }
+    }
+
+    fn layer(&self) -> ops::Layer<'_> {
+        ops::Layer { weight: &self.weight, bias: self.bias.as_ref(), lora: self.adapter.as_ref() }
     }
 
     fn forward(&self, tape: &mut Tape<'_>, x: &Var) -> Result<Var> {
@@ -132,8 +136,8 @@ pub struct Decoder {
     /// Noise on the embeddings in training passes.
     neftune: Option<Neftune>,
     label_smoothing: f64,
-    /// Whether blocks are computed again in the backward pass instead of being kept.
-    recomputes: bool,
+    /// What training passes keep of the blocks.
+    checkpointing: Checkpointing,
     ropes: Tables,
 }
 
@@ -213,10 +217,10 @@ impl Decoder {
         self.label_smoothing = share;
     }
 
-    /// Whether training passes keep only the inputs of the blocks and compute these again in the backward pass (gradient
-    /// checkpointing): the same gradients with less memory and a third more arithmetic.
-    pub fn set_recomputes(&mut self, recomputes: bool) {
-        self.recomputes = recomputes;
+    /// Whether training passes keep only the inputs of the blocks, and where, and compute these again in the backward pass
+    /// (gradient checkpointing): the same gradients with less memory and about a quarter more arithmetic.
+    pub fn set_checkpointing(&mut self, checkpointing: Checkpointing) {
+        self.checkpointing = checkpointing;
     }
 
     /// Takes the row norms of DoRA from the present adapters once, for passes over parameters that no longer change:
@@ -258,7 +262,7 @@ impl Decoder {
             x = ops::uniform_noise(tape, &x, &neftune.magnitudes(batch, self.spec.hidden_size, scale))?;
         }
         see("model.embed_tokens", &x);
-        if self.recomputes && tape.mode() != Mode::Infer && sequences.is_none() {
+        if self.checkpointing != Checkpointing::None && tape.mode() != Mode::Infer && sequences.is_none() {
             let y = self.recomputed(tape, x, batch, &rotations)?;
             return Ok(ops::rms_norm(tape, &y, &self.norm.weight, self.norm_config())?);
         }
@@ -288,7 +292,7 @@ impl Decoder {
         for (i, block) in self.blocks.iter().enumerate() {
             let rotation = block.spec.rope.map(|r| rotations[r].clone());
             let shared = shared.clone();
-            x = tape.checkpoint(&x, move |tape, x| {
+            x = tape.checkpoint(&x, self.checkpointing == Checkpointing::Offload, move |tape, x| {
                 let (decoder, batch) = &*shared;
                 let mut pass = Pass { decoder, tape, batch, see: &mut |_, _| {} };
                 pass.block(&decoder.blocks[i], x.clone(), rotation.as_ref(), None).map_err(|e| match e {

@@ -4,7 +4,7 @@ use super::field::{Arity, Field, Problem};
 use super::value::Value;
 use crate::progress::Evaluation;
 use crate::schedule::ScheduleKind;
-use loratune_engine::DeviceChoice;
+use loratune_engine::{Checkpointing, DeviceChoice};
 use loratune_model::adapter::{Bias, Init};
 
 /// One line per value: variant, spelling, further spellings of the same. `not_yet` lists known values to refuse by name.
@@ -366,6 +366,34 @@ impl Field for DeviceChoice {
     }
     fn to_value(&self) -> Value {
         Value::Str(self.to_string())
+    }
+}
+
+impl Field for Checkpointing {
+    // A bare flag is `true`.
+    const ARITY: Arity = Arity::Maybe;
+    fn expected() -> String {
+        "none, block or offload; true is block, false is none".into()
+    }
+    fn parse(value: &Value) -> Result<Self, Problem> {
+        match (bool::parse(value), value) {
+            (Ok(true), _) => Ok(Checkpointing::Block),
+            (Ok(false), _) => Ok(Checkpointing::None),
+            (_, Value::Str(name)) => match name.trim().to_ascii_lowercase().as_str() {
+                "none" => Ok(Checkpointing::None),
+                "block" => Ok(Checkpointing::Block),
+                "offload" => Ok(Checkpointing::Offload),
+                _ => Err(Problem::Type),
+            },
+            _ => Err(Problem::Type),
+        }
+    }
+    fn to_value(&self) -> Value {
+        match self {
+            Checkpointing::None => Value::Bool(false),
+            Checkpointing::Block => Value::Bool(true),
+            Checkpointing::Offload => Value::Str("offload".into()),
+        }
     }
 }
 

@@ -165,7 +165,8 @@ pub(super) fn read_flag<'a>(flag: Flag<'a>, words: &mut Words<'a>) -> Result<Wri
     // `--no_plot_loss`, unless there is a key of that very name.
     let positive = flag.name.strip_prefix("no_").filter(|_| elsewhere::find(&flag.name).is_none());
     if let Some(name) = positive
-        && (Key::find(name).is_some_and(|key| key.arity == Arity::Switch) || elsewhere::find(name).is_some())
+        && (Key::find(name).is_some_and(|key| matches!(key.arity, Arity::Switch | Arity::Maybe))
+            || elsewhere::find(name).is_some())
     {
         let origin = flag.origin(&[], false);
         return Ok(Written { key: name.to_string(), value: Value::Bool(false), origin });

@@ -7,11 +7,11 @@
 //
 // A tile is {first row, first token of its document, end of its document}.
 
-#ifndef HEAD_DIM
-#define HEAD_DIM 128
+#ifndef VARIANT
+#define VARIANT 128
 #endif
 
-const int D = HEAD_DIM;
+const int D = VARIANT;
 const int STEPS = D / 16;                 // Of k in a product over the head.
 const int PITCH = (D + 63) / 64 * 64;     // Elements of a row in shared memory.
 const int ROWS = 64;                      // Of a block.
@@ -36,14 +36,6 @@ __device__ __forceinline__ u32 place(u32 base, int row, int part) {
     return base + (row * PITCH + ((part & ~7) | ((part ^ row) & 7)) * 8) * 2;
 }
 
-__device__ __forceinline__ void copy16(u32 to, const void* from, bool there) {
-    int bytes = there ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes));
-}
-
-__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;"); }
-template <int N> __device__ __forceinline__ void wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N)); }
-
 // Rows [row, row + COUNT) of a head, those from `end` on as zeros.
 template <int COUNT> __device__ __forceinline__ void fetch(u32 base, const bf16* from, i64 stride, int row, int end) {
     for (int i = threadIdx.x; i < COUNT * (D / 8); i += blockDim.x) {
@@ -51,24 +43,6 @@ template <int COUNT> __device__ __forceinline__ void fetch(u32 base, const bf16*
         bool there = row + r < end;
         copy16(place(base, r, part), from + (i64)(there ? row + r : row) * stride + part * 8, there);
     }
-}
-
-__device__ __forceinline__ void ldmatrix(u32* r, u32 at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at));
-}
-
-__device__ __forceinline__ void ldmatrix_turned(u32* r, u32 at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at));
-}
-
-__device__ __forceinline__ void mma(float* c, const u32* a, u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // 16 rows from `row` on and 16 columns of step `step`, as the left factor.
@@ -394,7 +368,7 @@ __device__ __forceinline__ void gradients_of_keys(bf16* dk, bf16* dv, const bf16
 #define KEY_ARGUMENTS                                                                                                          \
     bf16 *dk, bf16 *dv, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *dout, const float *lse, const float *deltas,  \
         const Tile *tiles, SHAPE
-#if HEAD_DIM <= 128
+#if VARIANT <= 128
 extern "C" __global__ void __launch_bounds__(128) backward_kv(KEY_ARGUMENTS) {
     OF_SHAPE;
     gradients_of_keys<true, true>(dk, dv, q, k, v, dout, lse, deltas, tiles, o);

@@ -7,11 +7,11 @@
 //
 // A tile is {first row, first token of its document, end of its document}.
 
-#ifndef HEAD_DIM
-#define HEAD_DIM 128
+#ifndef VARIANT
+#define VARIANT 128
 #endif
 
-const int D = HEAD_DIM;
+const int D = VARIANT;
 const int PANELS = D / 64;
 const int STEPS = D / 16;          // Of k in a product over the head.
 const int ROWS = 128;              // Of a tile; a warpgroup has half of them.

@@ -4,19 +4,27 @@ use super::Activation;
 use crate::Tensor;
 use crate::cuda::{CudaBuffer, Source};
 use crate::error::{Error, Result};
-use crate::kept::Recipe;
+use crate::kept::{Parts, Recipe};
 use crate::ops::elementwise::{args, on, run, suffix, wide};
 
-pub(crate) static SOURCE: Source =
-    Source { name: "gated", text: include_str!("kernel.cu"), variants: &[0], hopper: false };
+pub(crate) static SOURCE: Source = Source {
+    name: "gated",
+    text: concat!(include_str!("activations.cuh"), include_str!("kernel.cu")),
+    variants: &[0],
+    hopper: false,
+};
 
-fn name(direction: &str, activation: Activation, x: &CudaBuffer) -> Result<String> {
-    let activation = match activation {
+/// What kernels call an activation.
+pub(crate) fn activation_name(activation: Activation) -> &'static str {
+    match activation {
         Activation::Silu => "silu",
         Activation::GeluTanh => "gelu_tanh",
         Activation::Gelu => "gelu",
-    };
-    Ok(format!("{direction}_{activation}_{}", suffix("gated", x.dtype())?))
+    }
+}
+
+fn name(direction: &str, activation: Activation, x: &CudaBuffer) -> Result<String> {
+    Ok(format!("{direction}_{}_{}", activation_name(activation), suffix("gated", x.dtype())?))
 }
 
 pub(super) fn forward(gate: &CudaBuffer, up: &CudaBuffer, activation: Activation) -> Result<CudaBuffer> {
@@ -29,8 +37,9 @@ pub(super) fn forward(gate: &CudaBuffer, up: &CudaBuffer, activation: Activation
 
 /// The product again, from the gate and up that are kept for the backward.
 pub(super) fn recipe([gate, up]: [&Tensor; 2], activation: Activation) -> Arc<Recipe> {
+    let parts = Parts::Gated { gate: gate.clone(), up: up.clone(), activation };
     let (gate, up) = (gate.clone(), up.clone());
-    Recipe::new(move || {
+    Recipe::new(Some(parts), move || {
         let there = |what, t| on("gated", what, t, gate.card()?, gate.dtype());
         let y = forward(there("gate", &gate)?, there("up", &up)?, activation)?;
         Ok(Tensor::on_cuda(y, gate.shape()))

@@ -1,17 +1,21 @@
 //! The linear layer on a card. A layer with its adapter is one sum of products, x·Wᵀ + h·Bᵀ, and so is the gradient of an input,
-//! over all layers that have it (see `CudaDevice::sum`); the short products x·Aᵀ, dy·B, dyᵀ·h and dhᵀ·x are cuBLASLt's.
+//! over all layers that have it (see `CudaDevice::sum`). The short products read x and dy three times in all: x·Aᵀ of all layers
+//! that have this x, dy·B together with dyᵀ·h, and dhᵀ·x of all layers again (see `CudaDevice::thin_down`, `thin_across`); what
+//! those kernels don't take is cuBLASLt's.
 
 use std::sync::Arc;
 
-use super::dora::DoraSaved;
 use super::lora::LoraSaved;
-use super::{Dora, LinearBackward, Lora, Mask, RowNorm, Variant};
-use crate::cuda::{CudaBuffer, CudaDevice, Factor, Finish, Source};
+use super::{Layer as Given, LinearBackward, Lora, Mask, Variant};
+use crate::cuda::{Also, CudaBuffer, CudaDevice, Down, Factor, Finish, Scaling, Source, Sum, Tall, Up};
 use crate::error::{Error, Result};
 use crate::kept::Kept;
-use crate::ops::elementwise::{add, args, column_sums, convert, dropout, finish, on};
-use crate::tape::{Product, Sink, Source as From, Tape};
+use crate::ops::elementwise::{column_sums, convert, dropout, on};
+use crate::profile::{self, Pass};
+use crate::tape::{FactorGradient, Product, Sink, Source as From, Tape};
 use crate::{DType, FrozenWeight, Params, Tensor, Weight};
+
+mod dora;
 
 pub(crate) static SOURCE: Source =
     Source { name: "linear", text: include_str!("kernel.cu"), variants: &[0], hopper: false };
@@ -85,25 +89,17 @@ impl Layer {
         self.device.sum((dx, [self.n, self.cols]), &[[Factor::new(dy, self.n, self.out), w]], finish)
     }
 
-    /// h `[n, r]` = s·x·Aᵀ.
-    fn down(&self, x: &CudaBuffer, low: &LowRank) -> Result<CudaBuffer> {
-        let h = self.any(self.low_dtype(), self.n * low.r)?;
-        let (to, x) = (Factor::new(&h, self.n, low.r), Factor::new(x, self.n, self.cols));
-        self.device.product(to, x, Factor::new(&low.a, low.r, self.cols).t(), low.s, false)?;
-        Ok(h)
-    }
-
     /// Leaves the gradient of x, dy·W + dh·A, to be computed with those of other layers that have it.
     fn add_dx(
         &self,
         to: From,
         dy: &Arc<CudaBuffer>,
-        low: Option<(LowRank, CudaBuffer)>,
+        low: Option<(LowRank, Arc<CudaBuffer>)>,
         grads: &mut Sink<'_>,
     ) -> Result<()> {
         let Layer { n, out, cols, .. } = *self;
         let base = Product { a: dy.clone(), b: self.w.clone(), k: out, rows: n, cols };
-        let branch = low.map(|(low, dh)| Product { a: Arc::new(dh), b: low.a, k: low.r, rows: n, cols });
+        let branch = low.map(|(low, dh)| Product { a: dh, b: low.a, k: low.r, rows: n, cols });
         grads.add_later(to, std::iter::once(base).chain(branch));
         if self.device.plans_processor() {
             // There no product waits for others.
@@ -111,6 +107,22 @@ impl Layer {
             sum.into_iter().for_each(|sum| grads.put(to, sum));
         }
         Ok(())
+    }
+
+    /// s·drop(x)·Aᵀ, if it isn't known.
+    fn seen_down(
+        &self,
+        mask: &Mask,
+        x: &CudaBuffer,
+        low: &LowRank,
+        known: Option<CudaBuffer>,
+    ) -> Result<CudaBuffer> {
+        if let Some(h) = known {
+            return Ok(h);
+        }
+        let dropped = dropped(mask, x, None)?;
+        let mut hs = downs(dropped.as_ref().unwrap_or(x), [self.n, self.cols], &[low])?;
+        hs.pop().ok_or_else(|| Error::Invalid("linear: no product of one".into()))
     }
 
     /// dh·A `[n, in]`.
@@ -141,6 +153,51 @@ impl LowRank {
     }
 }
 
+/// h `[n, r]` = s·x·Aᵀ of adapters of layers with one input x `[n, cols]`.
+fn downs(x: &CudaBuffer, [n, k]: [usize; 2], lows: &[&LowRank]) -> Result<Vec<CudaBuffer>> {
+    let device = x.device();
+    let dtype = if device.plans_processor() { DType::F32 } else { x.dtype() };
+    let any = |low: &&LowRank| CudaBuffer::any(device, dtype, n * low.r);
+    let hs = lows.iter().map(any).collect::<Result<Vec<_>>>()?;
+    let mut at = 0;
+    while let Some(&first) = lows.get(at) {
+        let r = first.r;
+        let tall = Tall { x, n, k, r };
+        let alike = lows[at..].iter().take_while(|low| low.r == r).count().min(device.thin_at_once(tall));
+        if alike == 0 {
+            let (to, x) = (Factor::new(&hs[at], n, r), Factor::new(x, n, k));
+            device.product(to, x, Factor::new(&first.a, r, k).t(), first.s, false)?;
+        } else {
+            let parts = lows[at..at + alike].iter().zip(&hs[at..]);
+            let parts: Vec<_> = parts.map(|(low, h)| Down { a: &low.a, h, scale: low.s }).collect();
+            device.thin_down(tall, &parts)?;
+        }
+        at += alike.max(1);
+    }
+    Ok(hs)
+}
+
+/// x·Aᵀ of layers with one input, for those that see x as it is.
+pub(super) fn branches(
+    tape: &Tape<'_>,
+    x: &Tensor,
+    there: &Arc<CudaBuffer>,
+    layers: &[Given<'_>],
+) -> Result<Vec<Option<CudaBuffer>>> {
+    let mut hs: Vec<Option<CudaBuffer>> = layers.iter().map(|_| None).collect();
+    let (mut lows, mut places) = (Vec::new(), Vec::new());
+    for (place, given) in layers.iter().enumerate() {
+        let Some(lora) = given.lora.filter(|lora| !lora.is_dropped(tape)) else { continue };
+        let w = given.weight.resolve(tape.params());
+        let layer = Layer::new(&w, x.rows(), x.dtype(), there.device())?;
+        lows.push(LowRank::of(lora, tape.params(), &layer)?);
+        places.push(place);
+    }
+    let of_all = downs(there, [x.rows(), x.cols()], &lows.iter().collect::<Vec<_>>())?;
+    places.into_iter().zip(of_all).for_each(|(place, h)| hs[place] = Some(h));
+    Ok(hs)
+}
+
 /// drop(x), or nothing without dropout.
 fn dropped(mask: &Mask, x: &CudaBuffer, other: Option<&CudaBuffer>) -> Result<Option<CudaBuffer>> {
     match mask {
@@ -159,134 +216,40 @@ fn bias_there(bias: Option<&Weight>, params: &Params, layer: &Layer) -> Result<O
     Ok(Some(if bias.dtype() == DType::F32 { bias.clone() } else { Arc::new(convert(bias, DType::F32)?) }))
 }
 
+/// y, or nothing if nobody reads it and the backward does not either; `h` is x·Aᵀ if that is known.
 pub(super) fn forward(
     tape: &mut Tape<'_>,
     x: &Tensor,
     there: &Arc<CudaBuffer>,
-    weight: &Weight,
-    bias: Option<&Weight>,
-    lora: Option<&Lora>,
+    given: Given<'_>,
+    h: Option<CudaBuffer>,
+    is_read: bool,
 ) -> Result<(Tensor, Variant)> {
+    let Given { weight, bias, lora } = given;
     let w = weight.resolve(tape.params());
     let layer = Layer::new(&w, x.rows(), x.dtype(), there.device())?;
     let bias = bias_there(bias, tape.params(), &layer)?;
     let shape = [layer.n, layer.out];
-    let with_bias = Finish { bias: bias.as_deref(), ..Finish::default() };
-    let Some(lora) = lora else {
-        return Ok((Tensor::on_cuda(layer.forward(there, None, with_bias)?, &shape), Variant::Plain));
+    let output = |update: Option<(&LowRank, &CudaBuffer)>| {
+        let finish = Finish { bias: bias.as_deref(), ..Finish::default() };
+        let y = match is_read {
+            true => layer.forward(there, update, finish)?,
+            false => layer.any(layer.dtype, layer.n * layer.out)?,
+        };
+        Ok::<_, Error>(Tensor::on_cuda(y, &shape))
     };
+    let Some(lora) = lora else { return Ok((output(None)?, Variant::Plain)) };
     if let Some(dora) = &lora.dora {
         dora.check_frozen(OP, weight)?;
-        let (y, saved) = dora_forward((lora, dora), tape, &layer, there, bias.as_deref())?;
+        let (y, saved) = dora::forward((lora, dora), tape, &layer, there, (bias.as_deref(), h))?;
         return Ok((y, Variant::Dora(saved)));
     }
     let mask = lora.mask(tape, layer.n, layer.cols)?;
     let low = LowRank::of(lora, tape.params(), &layer)?;
-    let seen = dropped(&mask, there, None)?;
-    let h = layer.down(seen.as_ref().unwrap_or(there), &low)?;
-    let y = layer.forward(there, Some((&low, &h)), with_bias)?;
+    let h = layer.seen_down(&mask, there, &low, h)?;
+    let y = output(Some((&low, &h)))?;
     let saved = LoraSaved { lora: lora.clone(), mask, h: Tensor::on_cuda(h, &[layer.n, low.r]) };
-    Ok((Tensor::on_cuda(y, &shape), Variant::Lora(saved)))
-}
-
-/// g and 1/norm, `[out]`.
-fn dora_scale(dora: &Dora, lora: &Lora, params: &Params, layer: &Layer) -> Result<[CudaBuffer; 2]> {
-    let (device, out) = (&layer.device, layer.out);
-    let m = params.value(dora.magnitude);
-    crate::error::check_shape("dora", "magnitude [out]", m.shape(), &[out])?;
-    let m = on("dora", "magnitude", m, device, DType::F32)?;
-    let (g, inverse) = (layer.any(DType::F32, out)?, layer.any(DType::F32, out)?);
-    let blocks = [out.div_ceil(256), 1, 1];
-    match &dora.norm {
-        RowNorm::Fixed(norms) => {
-            crate::error::check_shape("dora", "norms of the rows", &[norms.len()], &[out])?;
-            let norms = device.constant("norms", norms, |n| n.to_vec())?;
-            let args = args![g.pointer(), inverse.pointer(), m.pointer(), norms.pointer, out];
-            device.launch((&SOURCE, 0), "dora_scale_fixed", blocks, 256, 0, args)?;
-        }
-        RowNorm::Recomputed { squares } => {
-            crate::error::check_shape("dora", "squares of W's rows", &[squares.len()], &[out])?;
-            let squares = device.constant("squares", squares, |s| s.to_vec())?;
-            let a = on("dora", "A", params.value(lora.a), device, DType::F32)?;
-            let b = on("dora", "B", params.value(lora.b), device, DType::F32)?;
-            let (r, cols) = (a.len() / layer.cols.max(1), layer.cols);
-            let cross = layer.any(DType::F32, r * out)?;
-            let beside_w = beside(a, layer.w.dtype())?;
-            let w = Factor::new(&layer.w, out, cols).t();
-            device.product(Factor::new(&cross, r, out), Factor::new(&beside_w, r, cols), w, 1.0, false)?;
-            let gram = layer.any(DType::F32, r * r)?;
-            let factor = Factor::new(a, r, cols);
-            device.product(Factor::new(&gram, r, r), factor, factor.t(), 1.0, false)?;
-            let bg = layer.any(DType::F32, out * r)?;
-            let gram = Factor::new(&gram, r, r);
-            device.product(Factor::new(&bg, out, r), Factor::new(b, out, r), gram, 1.0, false)?;
-            let args = args![
-                g.pointer(),
-                inverse.pointer(),
-                m.pointer(),
-                squares.pointer,
-                cross.pointer(),
-                bg.pointer(),
-                b.pointer(),
-                lora.scaling.to_bits(),
-                out,
-                r
-            ];
-            device.launch((&SOURCE, 0), "dora_scale", blocks, 256, 0, args)?;
-        }
-    }
-    Ok([g, inverse])
-}
-
-/// As on the CPU, but for magnitudes of exactly 0: their gradient is not a number here where the output is saved in u's place.
-fn dora_forward(
-    (lora, dora): (&Lora, &Dora),
-    tape: &mut Tape<'_>,
-    layer: &Layer,
-    x: &Arc<CudaBuffer>,
-    bias: Option<&CudaBuffer>,
-) -> Result<(Tensor, DoraSaved)> {
-    let (n, out) = (layer.n, layer.out);
-    let mask = lora.mask(tape, n, layer.cols)?;
-    let low = LowRank::of(lora, tape.params(), layer)?;
-    let [g, inverse] = dora_scale(dora, lora, tape.params(), layer)?;
-    let dropped = dropped(&mask, x, None)?;
-    let seen = dropped.as_ref().unwrap_or(x);
-    let h = layer.down(seen, &low)?;
-    let from_output = bias.is_none() && dropped.is_none();
-    let (u, y) = match from_output {
-        true => {
-            let scale = Finish { scale: Some(&g), ..Finish::default() };
-            (None, layer.forward(x, Some((&low, &h)), scale)?)
-        }
-        false => {
-            let u = layer.forward(seen, Some((&low, &h)), Finish::default())?;
-            let unseen = match &dropped {
-                None => None,
-                Some(dropped) => Some(layer.forward(&add(x, dropped, -1.0)?, None, Finish::default())?),
-            };
-            let y = finish(&u, out, Some(&g), unseen.as_ref(), bias)?;
-            (Some(u), y)
-        }
-    };
-    let factor = match from_output {
-        false => inverse,
-        true => {
-            let factor = layer.any(DType::F32, out)?;
-            let args = args![factor.pointer(), g.pointer(), inverse.pointer(), out];
-            layer.device.launch((&SOURCE, 0), "dora_of_output", [out.div_ceil(256), 1, 1], 256, 0, args)?;
-            factor
-        }
-    };
-    let y = Tensor::on_cuda(y, &[n, out]);
-    let saved = DoraSaved {
-        magnitude: dora.magnitude,
-        lora: LoraSaved { lora: lora.clone(), mask, h: Tensor::on_cuda(h, &[n, low.r]) },
-        g: Tensor::on_cuda(g, &[out]),
-        u: u.map_or_else(|| y.clone(), |u| Tensor::on_cuda(u, &[n, out])),
-        dm_factor: Tensor::on_cuda(factor, &[out]),
-    };
-    Ok((y, saved))
+    Ok((y, Variant::Lora(saved)))
 }
 
 pub(super) fn backward(op: LinearBackward, dy: &Tensor, grads: &mut Sink<'_>) -> Result<()> {
@@ -296,12 +259,10 @@ pub(super) fn backward(op: LinearBackward, dy: &Tensor, grads: &mut Sink<'_>) ->
     let device = dy_there.device();
     let weight = op.weight.resolve(grads.params);
     let layer = Layer::new(&weight, dy.rows(), dy.dtype(), device)?;
-    let x = op.x.map(Kept::get).transpose()?;
-    let x = match &x {
-        Some(x) => Some(on(OP, "input", x, device, dy.dtype())?),
-        None => None,
-    };
-    if let (Some(id), Some(x)) = (op.weight.param(), x) {
+    if let (Some(id), Some(x)) = (op.weight.param(), &op.x) {
+        let _span = profile::span("linear", Pass::Backward);
+        let x = x.get()?;
+        let x = on(OP, "input", &x, device, dy.dtype())?;
         let dw = layer.any(DType::F32, layer.out * layer.cols)?;
         let factors = (Factor::new(dy_there, layer.n, layer.out).t(), Factor::new(x, layer.n, layer.cols));
         device.product(Factor::new(&dw, layer.out, layer.cols), factors.0, factors.1, 1.0, false)?;
@@ -312,9 +273,9 @@ pub(super) fn backward(op: LinearBackward, dy: &Tensor, grads: &mut Sink<'_>) ->
         grads.add_param(id, Tensor::on_cuda(db, &[layer.out]))?;
     }
     let source = op.x_source;
-    match (op.variant, x) {
+    match (op.variant, op.x) {
         (Variant::Lora(saved), Some(x)) => lora_backward(&saved, &layer, x, dy_there, source, grads),
-        (Variant::Dora(saved), Some(x)) => dora_backward(&saved, &layer, x, dy_there, source, grads),
+        (Variant::Dora(saved), Some(x)) => dora::backward(&saved, &layer, x, dy_there, source, grads),
         _ => layer.add_dx(source, dy_there, None, grads),
     }
 }
@@ -323,74 +284,74 @@ pub(super) fn backward(op: LinearBackward, dy: &Tensor, grads: &mut Sink<'_>) ->
 fn factor_gradients(
     saved: &LoraSaved,
     layer: &Layer,
-    x: &CudaBuffer,
-    dy: &CudaBuffer,
+    x: Kept,
+    (dy, scaling): (&CudaBuffer, Option<Scaling<'_>>),
+    source: From,
     grads: &mut Sink<'_>,
-) -> Result<(LowRank, CudaBuffer)> {
+) -> Result<(LowRank, Arc<CudaBuffer>)> {
+    let _span = profile::span("adapter", Pass::Backward);
     let Layer { device, n, out, cols, .. } = layer;
     let low = LowRank::of(&saved.lora, grads.params, layer)?;
     let h = on("lora", "h", &saved.h, device, layer.low_dtype())?;
-    let dy = Factor::new(dy, *n, *out);
-    let dh = layer.any(layer.low_dtype(), n * low.r)?;
-    device.product(Factor::new(&dh, *n, low.r), dy, Factor::new(&low.b, *out, low.r), low.s, false)?;
-    let db = layer.any(DType::F32, out * low.r)?;
+    let r = low.r;
+    let dh = layer.any(layer.low_dtype(), n * r)?;
+    let db = layer.any(DType::F32, out * r)?;
+    let tall = Tall { x: dy, n: *n, k: *out, r };
     // h has the scale in it.
-    device.product(Factor::new(&db, *out, low.r), dy.t(), Factor::new(h, *n, low.r), 1.0, false)?;
-    let da = layer.any(DType::F32, low.r * cols)?;
-    let seen = dropped(&saved.mask, x, None)?;
-    let x = Factor::new(seen.as_ref().unwrap_or(x), *n, *cols);
-    device.product(Factor::new(&da, low.r, *cols), Factor::new(&dh, *n, low.r).t(), x, 1.0, false)?;
-    grads.add_param(saved.lora.a, Tensor::on_cuda(da, &[low.r, *cols]))?;
-    grads.add_param(saved.lora.b, Tensor::on_cuda(db, &[*out, low.r]))?;
+    if device.thin_at_once(tall) > 0 {
+        let up = Also::Up(Up { b: &low.b, h: &dh, scale: low.s, scaling });
+        device.thin_across(tall, &[Sum { e: h, d: &db }], true, &up)?;
+    } else {
+        let dy = Factor::new(dy, *n, *out);
+        device.product(Factor::new(&dh, *n, r), dy, Factor::new(&low.b, *out, r), low.s, false)?;
+        device.product(Factor::new(&db, *out, r), dy.t(), Factor::new(h, *n, r), 1.0, false)?;
+    }
+    grads.add_param(saved.lora.b, Tensor::on_cuda(db, &[*out, r]))?;
+    let dh = Arc::new(dh);
+    let gradient = |x| FactorGradient { id: saved.lora.a, e: dh.clone(), x, n: *n, r, k: *cols };
+    if saved.mask.is_none() {
+        // On the processor none waits for others.
+        let of = if device.plans_processor() { From::none() } else { source };
+        grads.add_factor(of, gradient(x))?;
+    } else {
+        let seen = dropped(&saved.mask, on(OP, "input", &x.get()?, device, layer.dtype)?, None)?;
+        let seen = seen.ok_or_else(|| Error::Invalid("linear: a mask that drops nothing".into()))?;
+        grads.add_factor(From::none(), gradient(Kept::Value(Tensor::on_cuda(seen, &[*n, *cols]))))?;
+    }
     Ok((low, dh))
 }
 
 fn lora_backward(
     saved: &LoraSaved,
     layer: &Layer,
-    x: &CudaBuffer,
+    x: Kept,
     dy: &Arc<CudaBuffer>,
     source: From,
     grads: &mut Sink<'_>,
 ) -> Result<()> {
-    let (low, dh) = factor_gradients(saved, layer, x, dy, grads)?;
+    let (low, dh) = factor_gradients(saved, layer, x, (dy, None), source, grads)?;
+    add_dx(saved, layer, (low, dh), dy, source, grads)
+}
+
+/// dx of a branch without a scale, from dh.
+fn add_dx(
+    saved: &LoraSaved,
+    layer: &Layer,
+    (low, dh): (LowRank, Arc<CudaBuffer>),
+    dy: &Arc<CudaBuffer>,
+    source: From,
+    grads: &mut Sink<'_>,
+) -> Result<()> {
     if !source.needs_grad() {
         return Ok(());
     }
     if saved.mask.is_none() {
         return layer.add_dx(source, dy, Some((low, dh)), grads);
     }
+    let _span = profile::span("linear", Pass::Backward);
     let base = layer.any(layer.dtype, layer.n * layer.cols)?;
     layer.backward(&base, dy, false)?;
     let branch = layer.branch(&low, &dh)?;
     let dx = dropped(&saved.mask, &branch, Some(&base))?.unwrap_or(base);
-    grads.add(source, Tensor::on_cuda(dx, &[layer.n, layer.cols]))
-}
-
-fn dora_backward(
-    saved: &DoraSaved,
-    layer: &Layer,
-    x: &CudaBuffer,
-    dy: &Arc<CudaBuffer>,
-    source: From,
-    grads: &mut Sink<'_>,
-) -> Result<()> {
-    let (device, out) = (&layer.device, layer.out);
-    let g = on("dora", "g", &saved.g, device, DType::F32)?;
-    let factor = on("dora", "1/norm", &saved.dm_factor, device, DType::F32)?;
-    let u = on("dora", "u", &saved.u, device, layer.dtype)?;
-    let dm = column_sums(dy, Some(u), None, Some(factor), out)?;
-    grads.add_param(saved.magnitude, Tensor::on_cuda(dm, &[out]))?;
-    let dz = Arc::new(finish(dy, out, Some(g), None, None)?);
-    if saved.lora.mask.is_none() || !source.needs_grad() {
-        return lora_backward(&saved.lora, layer, x, &dz, source, grads);
-    }
-    let (low, dh) = factor_gradients(&saved.lora, layer, x, &dz, grads)?;
-    let clean = layer.any(layer.dtype, layer.n * layer.cols)?;
-    layer.backward(&clean, dy, false)?;
-    let mut scaled = layer.branch(&low, &dh)?;
-    layer.backward(&scaled, &dz, true)?;
-    crate::ops::elementwise::add_assign(&mut scaled, &clean, -1.0)?;
-    let dx = dropped(&saved.lora.mask, &scaled, Some(&clean))?.unwrap_or(clean);
     grads.add(source, Tensor::on_cuda(dx, &[layer.n, layer.cols]))
 }

@@ -7,7 +7,7 @@ use crate::error::{Result, check_shape};
 use crate::gemm::{Finish, Mat, MatMut, Term, Threads, sum_of_products};
 use crate::pool;
 use crate::rng::Key;
-use crate::tape::{Sink, Source, Tape};
+use crate::tape::{Mode, Sink, Source, Tape};
 use crate::tensor::{CHUNK, zip_mut};
 use crate::{Element, ParamId, Params, Real, Tensor};
 
@@ -48,6 +48,15 @@ impl Lora {
         check_shape("lora", "A [r, in]", a.shape(), &[r, cols])?;
         check_shape("lora", "B [out, r]", b.shape(), &[out, r])?;
         Ok(Factors { a: a.slice()?, b: b.slice()?, r, cols, out, s: R::of(self.scaling) })
+    }
+
+    /// Whether this pass has a mask.
+    pub(crate) fn is_dropped(&self, tape: &Tape<'_>) -> bool {
+        match self.dropout {
+            Dropout::None => false,
+            Dropout::Random(p) => p > 0.0 && matches!(tape.mode(), Mode::Train(_)),
+            Dropout::Mask(_) => true,
+        }
     }
 
     /// The mask of this pass for an input `[n, cols]`; a site of random dropout takes one key of the tape's.
@@ -153,18 +162,22 @@ pub(super) struct LoraSaved {
     pub h: Tensor,
 }
 
-/// y `[n, out]` = x·Wᵀ + s·(drop(x)·Aᵀ)·Bᵀ + bias, in one sum that is rounded once.
+/// y `[n, out]` = x·Wᵀ + s·(drop(x)·Aᵀ)·Bᵀ + bias, in one sum that is rounded once; of no particular value if nobody reads it.
 pub(super) fn forward<E: Element>(
     lora: &Lora,
     tape: &mut Tape<'_>,
     input: &Input<'_, E>,
     bias: Option<&[E::Acc]>,
+    is_read: bool,
 ) -> Result<(Tensor, LoraSaved)> {
     let &Input { x, n, weight, shape } = input;
     let f = lora.factors::<E::Acc>(tape.params(), shape)?;
     let mask = lora.mask(tape, n, f.cols)?;
     let h = f.down(mask.dropped(x).as_deref().unwrap_or(x), n);
-    let y = weight.sum_with::<E>(x, n, Some(f.up(&h, n)), Finish { scale: None, bias })?;
+    let y = match is_read {
+        true => weight.sum_with::<E>(x, n, Some(f.up(&h, n)), Finish { scale: None, bias })?,
+        false => pool::any::<E>(n * f.out),
+    };
     let saved = LoraSaved { lora: lora.clone(), mask, h: Tensor::new(h, &[n, f.r]) };
     Ok((Tensor::new(y, &[n, f.out]), saved))
 }

@@ -13,6 +13,7 @@ pub(crate) use lora::{Factors, Mask};
 use dora::DoraSaved;
 use lora::LoraSaved;
 
+use crate::cuda::CudaBuffer;
 use crate::error::{Error, Result};
 use crate::gemm::{Finish, Mat, MatMut, Term, Threads, sum_of_products};
 use crate::isa::vectorised;
@@ -51,10 +52,14 @@ impl Backward for LinearBackward {
     fn name(&self) -> &'static str {
         "linear"
     }
+    fn is_profiled(&self) -> bool {
+        false
+    }
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Sink<'_>) -> Result<()> {
         if dy.cuda().is_some() {
             return cuda::backward(*self, &dy, grads);
         }
+        let _span = profile::span("linear", Pass::Backward);
         dispatch!(self.dtype, E => self.run::<E>(dy, grads))
     }
 }
@@ -64,7 +69,7 @@ impl LinearBackward {
         let n = dy.rows();
         let weight = self.weight.resolve(grads.params);
         let (out, cols) = weight.matrix("linear backward")?;
-        let x = self.x.map(Kept::get).transpose()?;
+        let x = self.x.as_ref().map(Kept::get).transpose()?;
         let x = x.as_ref().map_or(Ok(&[][..]), |x| x.slice::<E>())?;
         if let Some(id) = self.weight.param() {
             let mut dw = pool::any::<E::Acc>(out * cols);
@@ -112,6 +117,14 @@ pub(crate) fn column_sums<E: Element>(x: &[E], cols: usize) -> Vec<E::Acc> {
     total
 }
 
+/// A weight `[out, in]`, a bias `[out]` and an adapter.
+#[derive(Clone, Copy)]
+pub struct Layer<'a> {
+    pub weight: &'a Weight,
+    pub bias: Option<&'a Weight>,
+    pub lora: Option<&'a Lora>,
+}
+
 /// y `[n, out]` = x `[n, in]` · Wᵀ + b + the adapter's branch; with DoRA the rows are rescaled, see [`Dora`].
 ///
 /// Backward: dx = dy·W (+ the adapter's part), dW = dyᵀ·x, db = Σ rows of dy; see [`Lora`] and [`Dora`] for the
@@ -127,7 +140,44 @@ pub fn linear(
     bias: Option<&Weight>,
     lora: Option<&Lora>,
 ) -> Result<Var> {
+    let layer = Layer { weight, bias, lora };
+    let h = branches(tape, x, &[layer])?.pop().flatten();
+    one(tape, x, layer, h, true)
+}
+
+/// [`linear`] of several layers with one input: a card reads it once for all their adapters.
+///
+/// # Errors
+/// As of [`linear`].
+pub fn linears(tape: &mut Tape<'_>, x: &Var, layers: &[Layer<'_>]) -> Result<Vec<Var>> {
+    let hs = branches(tape, x, layers)?;
+    layers.iter().zip(hs).map(|(&layer, h)| one(tape, x, layer, h, true)).collect()
+}
+
+/// [`linear`] whose output nobody reads, but whose backward will run: where that does not need the output, it is of no
+/// particular value.
+///
+/// # Errors
+/// As of [`linear`].
+pub fn linear_unread(tape: &mut Tape<'_>, x: &Var, layer: Layer<'_>) -> Result<Var> {
+    let h = branches(tape, x, &[layer])?.pop().flatten();
+    one(tape, x, layer, h, false)
+}
+
+/// x·Aᵀ of each layer, where that is computed for several at once.
+fn branches(tape: &Tape<'_>, x: &Var, layers: &[Layer<'_>]) -> Result<Vec<Option<CudaBuffer>>> {
+    match x.value().cuda() {
+        Some(there) => {
+            let _span = profile::span("adapter", Pass::Forward);
+            cuda::branches(tape, x.value(), there, layers)
+        }
+        None => Ok(layers.iter().map(|_| None).collect()),
+    }
+}
+
+fn one(tape: &mut Tape<'_>, x: &Var, layer: Layer<'_>, h: Option<CudaBuffer>, is_read: bool) -> Result<Var> {
     let _span = profile::span("linear", Pass::Forward);
+    let Layer { weight, bias, lora } = layer;
     let w = weight.resolve(tape.params());
     let (n, dtype) = (x.value().rows(), x.value().dtype());
     if w.shape().len() != 2 || w.shape()[1] != x.value().cols() {
@@ -140,7 +190,7 @@ pub fn linear(
     }
     let (out, cols) = w.matrix("linear")?;
     let (y, variant) = if let Some(there) = x.value().cuda() {
-        cuda::forward(tape, x.value(), there, weight, bias, lora)?
+        cuda::forward(tape, x.value(), there, layer, h, is_read)?
     } else {
         dispatch!(dtype, E => {
             let input = Input { x: x.value().slice::<E>()?, n, weight: &w, shape: [out, cols] };
@@ -150,12 +200,13 @@ pub fn linear(
             };
             let bias = bias.as_deref();
             match lora.map(|l| (l, &l.dora)) {
+                None if !is_read => (Tensor::new(pool::any::<E>(n * out), &[n, out]), Variant::Plain),
                 None => {
                     let y = w.sum_with::<E>(input.x, n, None, Finish { scale: None, bias })?;
                     (Tensor::new(y, &[n, out]), Variant::Plain)
                 }
                 Some((lora, None)) => {
-                    let (y, saved) = lora::forward(lora, tape, &input, bias)?;
+                    let (y, saved) = lora::forward(lora, tape, &input, bias, is_read)?;
                     (y, Variant::Lora(saved))
                 }
                 Some((lora, Some(dora))) => {

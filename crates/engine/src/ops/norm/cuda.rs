@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::{RmsNorm, RmsNormBackward};
 use crate::cuda::{CudaBuffer, CudaDevice, Source};
 use crate::error::Result;
-use crate::kept::Recipe;
+use crate::kept::{Parts, Recipe};
 use crate::ops::elementwise::{args, column_sums, on, suffix};
 use crate::tape::Sink;
 use crate::{DType, FrozenWeight, Tensor};
@@ -43,9 +43,16 @@ pub(super) fn forward(x: &CudaBuffer, w: &CudaBuffer, config: &RmsNorm) -> Resul
 }
 
 /// y again, from the x that is kept for the backward.
-pub(super) fn recipe(x: &Tensor, weight: Arc<FrozenWeight>, config: RmsNorm) -> Arc<Recipe> {
+pub(super) fn recipe(x: &Tensor, rstd: &Tensor, weight: Arc<FrozenWeight>, config: RmsNorm) -> Arc<Recipe> {
     let x = x.clone();
-    Recipe::new(move || {
+    // Kernels know it of whole rows.
+    let parts = (rstd.numel() == x.rows()).then(|| Parts::Normed {
+        x: x.clone(),
+        rstd: rstd.clone(),
+        weight: weight.clone(),
+        offset: config.offset,
+    });
+    Recipe::new(parts, move || {
         let there = on("rms_norm", "input", &x, x.card()?, x.dtype())?;
         let (y, _) = forward(there, weight.on_card("rms_norm", there.device())?, &config)?;
         Ok(Tensor::on_cuda(y, x.shape()))
