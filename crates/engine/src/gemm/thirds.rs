@@ -126,22 +126,31 @@ pub(super) unsafe fn pack<E: Element>(
     to: &mut [&mut [u32]],
 ) -> usize {
     let mut rest = _mm512_setzero_si512();
-    for at in (0..words).step_by(WORDS) {
+    let mut unit = |at: usize, &[first, cols]: &[usize; 2], to: &mut [u32]| {
         let l = (word + at) * 2;
-        for (&[first, cols], to) in panels.iter().zip(&mut *to) {
-            let width = to.len() / (PARTS * words);
-            let to = &mut to[PARTS * at * width..][..PARTS * WORDS * width];
-            for v in 0..width / LANES {
-                let lanes = cols.saturating_sub(v * LANES).min(LANES);
-                let column = first + v * LANES;
-                let to = &mut to[v * LANES..];
-                rest = _mm512_or_si512(
-                    rest,
-                    match b.is_row_major() {
-                        true => words_of_rows(&b, l, column, lanes, to, width),
-                        false => words_of_columns(&b, l, column, lanes, to, width),
-                    },
-                );
+        let width = to.len() / (PARTS * words);
+        let to = &mut to[PARTS * at * width..][..PARTS * WORDS * width];
+        for v in 0..width / LANES {
+            let lanes = cols.saturating_sub(v * LANES).min(LANES);
+            let (column, to) = (first + v * LANES, &mut to[v * LANES..]);
+            let own = match b.is_row_major() {
+                true => words_of_rows(&b, l, column, lanes, to, width),
+                false => words_of_columns(&b, l, column, lanes, to, width),
+            };
+            rest = _mm512_or_si512(rest, own);
+        }
+    };
+    // Memory is read as it lies: all columns of some rows, or some columns from end to end.
+    if b.is_row_major() {
+        for at in (0..words).step_by(WORDS) {
+            for (panel, to) in panels.iter().zip(&mut *to) {
+                unit(at, panel, to);
+            }
+        }
+    } else {
+        for (panel, to) in panels.iter().zip(to) {
+            for at in (0..words).step_by(WORDS) {
+                unit(at, panel, to);
             }
         }
     }
