@@ -18,7 +18,6 @@ pub mod profile;
 pub mod rng;
 mod tape;
 mod tensor;
-mod threads;
 mod weight;
 
 pub use device::{ChosenDevice, DeviceChoice};
@@ -29,5 +28,4 @@ pub use memory::Memory;
 pub use param::{Gradients, ParamId, Params};
 pub use tape::{Checkpointing, Mode, Tape, Var};
 pub use tensor::{Buffer, Device, Tensor};
-pub use threads::awake;
 pub use weight::{FrozenWeight, Weight};

@@ -26,7 +26,8 @@ mod pages {
     use std::ptr;
 
     pub const PAGE: usize = 2 << 20;
-    const SMALL_PAGE: usize = 4096;
+    /// The largest that Linux has as its ordinary page on any processor.
+    const SMALL_PAGE: usize = 64 << 10;
 
     pub fn takes(layout: Layout) -> bool {
         layout.size() >= PAGE && layout.align() <= PAGE

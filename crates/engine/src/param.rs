@@ -93,11 +93,6 @@ impl Params {
     }
 
     /// Number of trainable numbers.
-    /// Where the parameters are; the CPU if there are none.
-    pub fn device(&self) -> Device {
-        self.ids().next().map_or(Device::Cpu, |id| self.value(id).device())
-    }
-
     pub fn numel(&self) -> usize {
         self.entries.iter().map(|p| p.value.numel()).sum()
     }

@@ -3,7 +3,7 @@
 use loratune_engine::bench::quick;
 use loratune_engine::ops::{AdamW, AdamWSteps};
 use loratune_engine::rng::Key;
-use loratune_engine::{Checkpointing, DType, Device, Gradients, Mode, Params, Tape, Tensor, awake};
+use loratune_engine::{Checkpointing, DType, Device, Gradients, Mode, Params, Tape, Tensor};
 use serde_json::{Value, json};
 
 use crate::adapter::{AdapterSpec, Start, attach};
@@ -125,10 +125,6 @@ impl StepBench {
 
     /// Forward, backward, clipping, AdamW; the mean loss.
     pub fn step(&mut self) -> Result<f64> {
-        awake(self.params.device(), || self.step_awake())
-    }
-
-    fn step_awake(&mut self) -> Result<f64> {
         self.step += 1;
         let mut gradients = Gradients::new(&self.params);
         let mut loss = 0.0;

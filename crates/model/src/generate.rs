@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use loratune_engine::rng::Key;
-use loratune_engine::{Params, Tensor, awake};
+use loratune_engine::{Params, Tensor};
 
 use crate::decoder::{Decoder, Sequences};
 use crate::error::{Error, Result};
@@ -88,7 +88,7 @@ pub fn continue_sequences(
         if appended.is_empty() {
             break;
         }
-        let logits = awake(params.device(), || decoder.extend(params, sequences, &appended))?;
+        let logits = decoder.extend(params, sequences, &appended)?;
         let mut next = Vec::with_capacity(pending.len());
         for (row, (s, _)) in pending.iter().enumerate() {
             let key = Key::new(sampling.seed).named("sample").with((sampling.first + *s) as u64);

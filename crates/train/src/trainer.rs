@@ -232,10 +232,6 @@ impl<'a> Trainer<'a> {
 
     /// One optimiser step: all micro-batches of its window, then the update.
     fn step(&mut self, observer: &mut dyn Observer) -> Result<StepReport> {
-        loratune_engine::awake(self.model.params.device(), || self.step_awake(observer))
-    }
-
-    fn step_awake(&mut self, observer: &mut dyn Observer) -> Result<StepReport> {
         let start = Instant::now();
         let learning_rate = self.learning_rate(1.0);
         let Gradient { grads, loss, tokens, trained } = self.gradient(learning_rate, observer)?;

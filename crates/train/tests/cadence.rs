@@ -73,7 +73,12 @@ fn the_best_are_saved_whatever_the_steps() {
     let dir = tempfile::tempdir().unwrap();
     let settings =
         ["eval_strategy=steps", "eval_steps=2", "save_strategy=best", "load_best_model_at_end=true"];
-    run(with_eval(dir.path(), &[&["max_steps=12", "learning_rate=0.3"], &settings[..]].concat())).0.unwrap();
+    run(with_eval(
+        dir.path(),
+        &[&["max_steps=12", "learning_rate=2", "lr_scheduler_type=constant"], &settings[..]].concat(),
+    ))
+    .0
+    .unwrap();
     let mut best = f64::INFINITY;
     let mut expected = Vec::new();
     for entry in history(dir.path()) {

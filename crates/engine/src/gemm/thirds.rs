@@ -1,6 +1,8 @@
 //! f32 operands as three bf16 numbers each, for tiles of bf16: x = high + middle + low exactly, so that six products of the
 //! parts are as good as one of f32 (Henry, Tang and Heinecke 2019, arXiv:1904.06376). A number that is bf16 by itself, as
 //! most frozen weights are that come from a file, has only a high part.
+//! The edges of f32's range are lost: what an infinity is multiplied by may make it NaN, and the tiles take subnormal numbers,
+//! parts included, for zeros.
 //!
 //! In both operands the parts of a unit of k (32 elements) lie one after the other.
 
