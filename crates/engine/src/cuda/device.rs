@@ -1,14 +1,15 @@
-//! A card: its context and stream, memory, kernels, and copies.
+//! A card: its context and stream, memory, and copies. Its kernels are in [`launch`](super::launch).
 
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::ptr::{from_ref, null_mut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::cublaslt::CublasLt;
 use super::driver::{self, Driver, Handle, Pointer, driver};
-use super::kernels::{HOPPER, Source, machine_code};
+use super::kernels::HOPPER;
+use super::launch::Modules;
 use super::offload::Travel;
 use super::planned::{self, Plan};
 use super::pool::Pool;
@@ -33,52 +34,6 @@ pub fn available() -> Result<usize, String> {
     Ok(count as usize)
 }
 
-/// One argument of a kernel.
-#[derive(Clone, Copy)]
-pub(crate) enum Arg<'a> {
-    /// A pointer, an integer or a float in the first bytes.
-    Number(u64),
-    /// A struct, passed by value.
-    Struct(&'a [u64]),
-}
-
-impl From<u64> for Arg<'_> {
-    fn from(x: u64) -> Self {
-        Arg::Number(x)
-    }
-}
-impl From<i32> for Arg<'_> {
-    fn from(x: i32) -> Self {
-        Arg::Number(x as u32 as u64)
-    }
-}
-impl From<u32> for Arg<'_> {
-    fn from(x: u32) -> Self {
-        Arg::Number(x as u64)
-    }
-}
-impl From<f32> for Arg<'_> {
-    fn from(x: f32) -> Self {
-        Arg::Number(x.to_bits() as u64)
-    }
-}
-impl From<usize> for Arg<'_> {
-    fn from(x: usize) -> Self {
-        Arg::Number(x as u64)
-    }
-}
-
-/// A description of a row-major matrix in bf16 for Hopper's copy engine.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(crate) struct Map(pub [u64; 16]);
-
-impl<'a> From<&'a Map> for Arg<'a> {
-    fn from(map: &'a Map) -> Self {
-        Arg::Struct(&map.0)
-    }
-}
-
 /// Memory that is not a tensor's. Goes back to the pool when dropped.
 pub(crate) struct Memory {
     device: Arc<CudaDevice>,
@@ -90,11 +45,6 @@ impl Drop for Memory {
     fn drop(&mut self) {
         self.device.release(self.pointer, self.size);
     }
-}
-
-pub(super) struct Module {
-    handle: Handle,
-    functions: HashMap<String, Handle>,
 }
 
 /// What was uploaded for something shared, which is kept alive so that its address stays its own.
@@ -116,15 +66,21 @@ pub struct CudaDevice {
     pub(super) lt: Option<CublasLt>,
     pub(super) plan: Option<Plan>,
     pub(super) pool: Mutex<Pool>,
-    pub(super) modules: Mutex<HashMap<(&'static str, u32), Module>>,
-    pub(super) staging: Mutex<Option<Staging>>,
-    pub(super) constants: Mutex<HashMap<(&'static str, usize), Constant>>,
+    pub(super) held: Held,
+}
+
+/// What comes to be with a device's use.
+#[derive(Default)]
+pub(super) struct Held {
+    pub modules: Mutex<Modules>,
+    pub staging: Mutex<Option<Staging>>,
+    pub constants: Mutex<HashMap<(&'static str, usize), Constant>>,
     /// DoRA's scales by the address of what they belong to, with the states of what they were made of.
-    pub(super) scales: Mutex<HashMap<usize, Scales>>,
+    pub scales: Mutex<HashMap<usize, Scales>>,
     /// What is on its way to the host's memory and back.
-    pub(super) travel: Mutex<Option<Travel>>,
+    pub travel: Mutex<Option<Travel>>,
     /// The first error of a call that could not return it; the next one that can does.
-    pub(super) failed: Mutex<Option<Error>>,
+    pub failed: Mutex<Option<Error>>,
 }
 
 // SAFETY: contexts, streams and modules of the driver may be used from any thread; everything else is behind mutexes.
@@ -255,12 +211,7 @@ impl CudaDevice {
             lt: Some(CublasLt::new(workspace, WORKSPACE)?),
             plan: None,
             pool: Mutex::default(),
-            modules: Mutex::default(),
-            staging: Mutex::default(),
-            constants: Mutex::default(),
-            scales: Mutex::default(),
-            travel: Mutex::default(),
-            failed: Mutex::default(),
+            held: Held::default(),
         })
     }
 
@@ -287,39 +238,6 @@ impl CudaDevice {
         self.is_hopper
     }
 
-    /// A map of a matrix `[rows, cols]` in bf16 with so many elements from row to row, that is taken in boxes of 64 columns and
-    /// `of_box` rows.
-    pub(crate) fn map(
-        &self,
-        pointer: Pointer,
-        [rows, cols]: [usize; 2],
-        stride: usize,
-        of_box: u32,
-    ) -> Result<Map> {
-        let mut map = Map([0; 16]);
-        let (size, pitch) = ([cols as u64, rows as u64], [2 * stride as u64]);
-        let (part, every) = ([64, of_box], [1u32, 1]);
-        // SAFETY: the driver reads two sizes, a pitch, and the box's, and writes the map, which is aligned as it asks.
-        let status = unsafe {
-            (self.driver.map)(
-                map.0.as_mut_ptr().cast(),
-                driver::MAP_OF_BF16,
-                2,
-                pointer,
-                size.as_ptr(),
-                pitch.as_ptr(),
-                part.as_ptr(),
-                every.as_ptr(),
-                0,
-                driver::MAP_SWIZZLE_128,
-                driver::MAP_PROMOTE_128,
-                0,
-            )
-        };
-        self.check(status, "describing a matrix")?;
-        Ok(map)
-    }
-
     pub(super) fn lt(&self) -> Option<&CublasLt> {
         self.lt.as_ref()
     }
@@ -334,12 +252,12 @@ impl CudaDevice {
 
     /// Keeps the error of a call that can't return it, for the next one that can.
     pub(crate) fn fail_later(&self, error: Error) {
-        lock(&self.failed).get_or_insert(error);
+        lock(&self.held.failed).get_or_insert(error);
     }
 
     /// Makes this thread's calls go to this card; an error that was kept comes out here.
     pub(super) fn enter(&self) -> Result<()> {
-        if let Some(error) = lock(&self.failed).take() {
+        if let Some(error) = lock(&self.held.failed).take() {
             return Err(error);
         }
         // SAFETY: the context lives as long as the process.
@@ -504,11 +422,11 @@ impl CudaDevice {
         Arc<A>: Any + Send,
     {
         let key = (what, from_ref(&**of).cast::<u8>().addr());
-        if let Some((_, memory)) = lock(&self.constants).get(&key) {
+        if let Some((_, memory)) = lock(&self.held.constants).get(&key) {
             return Ok(memory.clone());
         }
         let memory = Arc::new(self.uploaded(&make(of))?);
-        let mut constants = lock(&self.constants);
+        let mut constants = lock(&self.held.constants);
         if constants.len() >= CONSTANTS {
             constants.clear();
         }
@@ -518,91 +436,15 @@ impl CudaDevice {
 
     /// DoRA's scales, if they were made of contents in these states.
     pub(crate) fn scales(&self, of: usize, states: [u64; 4]) -> Option<[Arc<CudaBuffer>; 3]> {
-        lock(&self.scales).get(&of).filter(|(known, _)| *known == states).map(|(_, scales)| scales.clone())
+        lock(&self.held.scales)
+            .get(&of)
+            .filter(|(known, _)| *known == states)
+            .map(|(_, scales)| scales.clone())
     }
 
     pub(crate) fn keep_scales(&self, of: usize, states: [u64; 4], scales: &[Arc<CudaBuffer>; 3]) {
         // Dropped outside of the lock.
-        let _before = lock(&self.scales).insert(of, (states, scales.clone()));
-    }
-
-    /// Starts a kernel. `variant` is the source's VARIANT, 0 where it has none.
-    pub(crate) fn launch(
-        &self,
-        (source, variant): (&'static Source, u32),
-        name: &str,
-        grid: [usize; 3],
-        threads: u32,
-        shared: usize,
-        args: &[Arg<'_>],
-    ) -> Result<()> {
-        self.enter()?;
-        if grid.contains(&0) {
-            return Ok(());
-        }
-        if grid[0] > i32::MAX as usize || grid[1] > 65_535 || grid[2] > 65_535 {
-            return Err(self.error(format!("{name}: a grid of {grid:?} blocks is too large")));
-        }
-        if self.is_planned() {
-            return Ok(());
-        }
-        let function = self.function(source, variant, name, shared)?;
-        let pointer = |arg: &Arg<'_>| match arg {
-            Arg::Number(x) => from_ref(x).cast_mut().cast::<c_void>(),
-            Arg::Struct(x) => x.as_ptr().cast_mut().cast(),
-        };
-        let mut pointers: Vec<*mut c_void> = args.iter().map(pointer).collect();
-        let [x, y, z] = grid.map(|n| n as u32);
-        // SAFETY: the callers give each kernel the arguments of its signature, with pointers to blocks of the sizes that it
-        // works on; the driver copies the arguments before it returns.
-        let status = unsafe {
-            (self.driver.launch)(
-                function,
-                x,
-                y,
-                z,
-                threads,
-                1,
-                1,
-                shared as u32,
-                self.stream,
-                pointers.as_mut_ptr(),
-                null_mut(),
-            )
-        };
-        self.check(status, name)
-    }
-
-    fn function(&self, source: &'static Source, variant: u32, name: &str, shared: usize) -> Result<Handle> {
-        let mut modules = lock(&self.modules);
-        let module = match modules.entry((source.name, variant)) {
-            std::collections::hash_map::Entry::Occupied(e) => e.into_mut(),
-            std::collections::hash_map::Entry::Vacant(e) => {
-                let defines = super::kernels::defines(variant);
-                let code = machine_code(source, self.arch, &defines).map_err(|what| self.error(what))?;
-                let mut handle = null_mut();
-                // SAFETY: the code is a whole cubin, of NVRTC's making.
-                let status = unsafe { (self.driver.load_module)(&mut handle, code.as_ptr().cast()) };
-                self.check(status, source.name)?;
-                e.insert(Module { handle, functions: HashMap::new() })
-            }
-        };
-        if let Some(&function) = module.functions.get(name) {
-            return Ok(function);
-        }
-        let symbol = CString::new(name).map_err(|_| self.error("a kernel's name with a zero byte"))?;
-        let mut function = null_mut();
-        // SAFETY: the module is loaded, and the name ends in zero.
-        self.check(unsafe { (self.driver.function)(&mut function, module.handle, symbol.as_ptr()) }, name)?;
-        if shared > 48 << 10 {
-            // SAFETY: the function is valid; too much shared memory is an error of the call.
-            let status = unsafe {
-                (self.driver.function_attribute)(function, driver::MAX_DYNAMIC_SHARED, shared as c_int)
-            };
-            self.check(status, name)?;
-        }
-        module.functions.insert(name.to_string(), function);
-        Ok(function)
+        let _before = lock(&self.held.scales).insert(of, (states, scales.clone()));
     }
 
     /// A mark after everything that was asked for so far.

@@ -82,7 +82,7 @@ impl CudaDevice {
     }
 
     fn travel<T>(&self, with: impl FnOnce(&mut Travel) -> Result<T>) -> Result<T> {
-        let mut travel = self.travel.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut travel = self.held.travel.lock().unwrap_or_else(PoisonError::into_inner);
         if travel.is_none() {
             let mut stream = null_mut();
             // SAFETY: the driver writes one handle.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::CudaDevice;
-use super::device::{WORKSPACE, lock};
+use super::device::{Held, WORKSPACE, lock};
 use super::driver::{self, Pointer};
 use super::kernels::HOPPER;
 use super::pool::{Policy, Pool};
@@ -96,11 +96,11 @@ impl Drop for PlannedDevice {
     fn drop(&mut self) {
         lock(&DEVICES).retain(|device| !Arc::ptr_eq(device, &self.0));
         // They hold the device.
-        let constants = std::mem::take(&mut *lock(&self.0.constants));
+        let constants = std::mem::take(&mut *lock(&self.0.held.constants));
         drop(constants);
-        let scales = std::mem::take(&mut *lock(&self.0.scales));
+        let scales = std::mem::take(&mut *lock(&self.0.held.scales));
         drop(scales);
-        let travel = std::mem::take(&mut *lock(&self.0.travel));
+        let travel = std::mem::take(&mut *lock(&self.0.held.travel));
         drop(travel);
     }
 }
@@ -149,12 +149,7 @@ impl CudaDevice {
             lt: None,
             pool: Mutex::new(Pool::new(plan.policy())),
             plan: Some(plan),
-            modules: Mutex::default(),
-            staging: Mutex::default(),
-            constants: Mutex::default(),
-            scales: Mutex::default(),
-            travel: Mutex::default(),
-            failed: Mutex::default(),
+            held: Held::default(),
         }
     }
 

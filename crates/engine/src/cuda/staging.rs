@@ -96,7 +96,7 @@ impl CudaDevice {
         let driver = self.driver;
         let check = |status, doing| driver.check(status, doing).map_err(|what| self.error(what));
         // While this thread waits for those that fill a piece, it may be given work that copies, too.
-        let Ok(mut staging) = self.staging.try_lock() else {
+        let Ok(mut staging) = self.held.staging.try_lock() else {
             return self.upload_at_once(to, bytes, fill);
         };
         let staging = match &mut *staging {
