@@ -312,31 +312,3 @@ fn what_cannot_be_decomposed_is_named() {
     assert!(matches!(svd(&huge, 1), Err(Error::Failed { .. })));
     assert!(matches!(svd_lowrank(&huge, 1, 1, Key::new(0)), Err(Error::Failed { .. })));
 }
-
-/// `cargo test -p loratune-model --test linalg -- --ignored --nocapture`
-#[test]
-#[ignore = "takes half a minute; prints times"]
-fn times() {
-    use rayon::prelude::*;
-    let shapes = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)];
-    let layers: Vec<Tensor> =
-        (0..30).flat_map(|_| shapes).enumerate().map(|(i, (m, n))| random(m, n, i as u64)).collect();
-    let time = |what: &str, f: &(dyn Fn(&Tensor) + Sync), ws: &[Tensor]| {
-        let start = std::time::Instant::now();
-        ws.par_iter().for_each(f);
-        println!(
-            "{what}: {:.2} s on {} threads",
-            start.elapsed().as_secs_f64(),
-            rayon::current_num_threads()
-        );
-    };
-    let large = [random(4096, 4096, 1)];
-    for (name, ws) in [("all linears of a 135M Llama", &layers[..]), ("one 4096x4096", &large[..])] {
-        time(&format!("{name}, r 16, exact"), &|w| drop(svd(w, 16).unwrap()), ws);
-        for iterations in [4, 16] {
-            let fast = |w: &Tensor| drop(svd_lowrank(w, 16, iterations, Key::new(1)).unwrap());
-            time(&format!("{name}, r 16, {iterations} iterations"), &fast, ws);
-        }
-        time(&format!("{name}, r 16, QR"), &|w| drop(qr_leading(w, 16).unwrap()), ws);
-    }
-}

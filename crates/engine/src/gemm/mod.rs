@@ -4,6 +4,9 @@
 //! sum, and so is the gradient that reaches an input from several projections, so that no second pass over the result is
 //! needed. Where the processor has AVX2 or AVX-512 the [kernels] are our own, elsewhere (and in f64) the `gemm` crate's.
 
+// Elsewhere the `gemm` crate multiplies, and the tiles rest.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports, unused_variables))]
+
 #[cfg(target_arch = "x86_64")]
 mod beside;
 pub(crate) mod block;

@@ -232,17 +232,19 @@ impl<'a, K: Kernel> Segment<'a, K> {
     }
 
     /// Packs words `[word, word + words)` of panels, columns `[first, first + cols)` for each `[first, cols]`, as
-    /// `[words][vectors · LANES]` (or as [`thirds::pack`]); what lies outside b is 0. Returns how many parts are not all zeros.
+    /// `[words][vectors · LANES]` (or as [`thirds::pack`]); what lies outside b is 0. Returns for each panel how many parts are
+    /// not all zeros.
     ///
     /// # Safety
-    /// The processor has the kernel's instructions, and `to` has a part of as many words for each panel.
+    /// The processor has the kernel's instructions, `word` and `words` are multiples of [`Kernel::UNIT`], and `to` has a part of
+    /// `PARTS` times as many words for each panel.
     pub unsafe fn pack(
         &self,
         word: usize,
         words: usize,
         panels: &[[usize; 2]],
         to: &mut [&mut [u32]],
-    ) -> usize {
+    ) -> Vec<usize> {
         #[cfg(target_arch = "x86_64")]
         if K::PARTS == thirds::PARTS {
             // SAFETY: the caller's promise.
@@ -267,7 +269,7 @@ impl<'a, K: Kernel> Segment<'a, K> {
                 }
             }) }
         });
-        K::PARTS
+        vec![K::PARTS; panels.len()]
     }
 }
 

@@ -308,6 +308,27 @@ fn products_of_thirds_keep_all_bits_of_f32() {
     }
 }
 
+/// What an infinity makes of a column depends neither on the threads nor on the columns beside it.
+#[test]
+fn infinities_do_not_depend_on_the_number_of_threads() {
+    let (m, n, k) = (96, 192, 128);
+    let (mut a, mut b) = (Random::new("a", m, k), Random::new("b", n, k));
+    a.f32[5 * k + 7] = f32::INFINITY;
+    // Of the first columns all numbers are bf16 ones, which have one part that is not zero.
+    b.f32[..n / 3 * k].iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut c = vec![0f32; m * n];
+        let term = Term { a: a.operand(DType::F32), b: b.operand(DType::F32).t(), scale: 1.0 };
+        let to = MatMut::new(&mut c, m, n);
+        pool.install(|| sum_of_products(to, false, &[term], Finish::default(), Threads::All));
+        assert!(c[5 * n..6 * n].iter().all(|x| !x.is_finite()));
+        c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    let one = run(1);
+    assert!([2, 3, 5].into_iter().all(|threads| run(threads) == one));
+}
+
 #[test]
 fn products_of_blocks_equal_those_of_matrices() {
     fn check<E: Element<Acc = f32>>(of: fn(&Random) -> &[E]) {

@@ -1,8 +1,8 @@
 //! f32 operands as three bf16 numbers each, for tiles of bf16: x = high + middle + low exactly, so that six products of the
 //! parts are as good as one of f32 (Henry, Tang and Heinecke 2019, arXiv:1904.06376). A number that is bf16 by itself, as
 //! most frozen weights are that come from a file, has only a high part.
-//! The edges of f32's range are lost: what an infinity is multiplied by may make it NaN, and the tiles take subnormal numbers,
-//! parts included, for zeros.
+//! The edges of f32's range are lost: what an infinity is multiplied by may make it NaN, numbers above 3.396e38 become one, and
+//! the tiles take subnormal numbers, parts included, for zeros.
 //!
 //! In both operands the parts of a unit of k (32 elements) lie one after the other.
 
@@ -114,7 +114,7 @@ fn load<E: Element>(from: &[E]) -> __m512 {
 }
 
 /// Packs words `[word, word + words)` of panels, columns `[first, first + cols)` for each `[first, cols]`: of each unit of 16
-/// words its parts `[PARTS][16][vectors · LANES]`. Returns how many parts are not all zeros: 1 or all.
+/// words its parts `[PARTS][16][vectors · LANES]`. Returns for each panel how many parts are not all zeros: 1 or all.
 ///
 /// # Safety
 /// The processor has AVX-512 with bf16; `word` and `words` are multiples of 16, and `to` has a part of `PARTS` times as many
@@ -126,119 +126,124 @@ pub(super) unsafe fn pack<E: Element>(
     words: usize,
     panels: &[[usize; 2]],
     to: &mut [&mut [u32]],
-) -> usize {
-    let mut rest = _mm512_setzero_si512();
-    let mut unit = |at: usize, &[first, cols]: &[usize; 2], to: &mut [u32]| {
-        let l = (word + at) * 2;
+) -> Vec<usize> {
+    let mut rests = vec![_mm512_setzero_si512(); panels.len()];
+    let mut unit = |at: usize, panel: usize, to: &mut [u32]| {
+        let [first, cols] = panels[panel];
         let width = to.len() / (PARTS * words);
         let to = &mut to[PARTS * at * width..][..PARTS * WORDS * width];
         for v in 0..width / LANES {
             let lanes = cols.saturating_sub(v * LANES).min(LANES);
-            let (column, to) = (first + v * LANES, &mut to[v * LANES..]);
-            let own = match b.is_row_major() {
-                true => words_of_rows(&b, l, column, lanes, to, width),
-                false => words_of_columns(&b, l, column, lanes, to, width),
-            };
-            rest = _mm512_or_si512(rest, own);
+            let from = Unit { l: (word + at) * 2, column: first + v * LANES, lanes };
+            let to = Places { to: &mut to[v * LANES..], width };
+            let rest = if b.is_row_major() { from.of_rows(&b, to) } else { from.of_columns(&b, to) };
+            rests[panel] = _mm512_or_si512(rests[panel], rest);
         }
     };
     // Memory is read as it lies: all columns of some rows, or some columns from end to end.
     if b.is_row_major() {
         for at in (0..words).step_by(WORDS) {
-            for (panel, to) in panels.iter().zip(&mut *to) {
+            for (panel, to) in to.iter_mut().enumerate() {
                 unit(at, panel, to);
             }
         }
     } else {
-        for (panel, to) in panels.iter().zip(to) {
+        for (panel, to) in to.iter_mut().enumerate() {
             for at in (0..words).step_by(WORDS) {
                 unit(at, panel, to);
             }
         }
     }
-    if _mm512_test_epi32_mask(rest, rest) == 0 { 1 } else { PARTS }
+    let mut parts = vec![PARTS; panels.len()];
+    for (parts, &rest) in parts.iter_mut().zip(&rests) {
+        if _mm512_test_epi32_mask(rest, rest) == 0 {
+            *parts = 1;
+        }
+    }
+    parts
 }
 
-/// Puts a vector of a part's word.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn put(to: &mut [u32], width: usize, part: usize, word: usize, vector: __m512i) {
-    let to = &mut to[(part * WORDS + word) * width..][..LANES];
-    // SAFETY: 16 words.
-    unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), vector) }
+/// Where the words of a unit of a vector of columns go: those of a part lie `width` apart.
+struct Places<'a> {
+    to: &'a mut [u32],
+    width: usize,
 }
 
-/// Rows `[l, l + 32)` of b, whose columns lie side by side, as a unit of a vector of columns: a word takes an element from each
-/// of two rows. Returns the bits that parts but the first have anywhere.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn words_of_rows<E: Element>(
-    b: &Mat<'_, E>,
+impl Places<'_> {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn put(&mut self, part: usize, word: usize, vector: __m512i) {
+        let to = &mut self.to[(part * WORDS + word) * self.width..][..LANES];
+        // SAFETY: 16 words.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), vector) }
+    }
+}
+
+/// Rows `[l, l + 32)` of b of up to 16 columns.
+struct Unit {
     l: usize,
     column: usize,
     lanes: usize,
-    to: &mut [u32],
-    width: usize,
-) -> __m512i {
-    let pairs = _mm512_set_epi16(
-        31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18,
-        2, 17, 1, 16, 0,
-    );
-    // Short parts of many rows: the processor doesn't see in time which ones come next.
-    for p in 0..UNIT {
-        let next = b.data.as_ptr().wrapping_add((l + UNIT + p) * b.row_stride + column).cast::<i8>();
-        _mm_prefetch::<_MM_HINT_T0>(next);
-    }
-    let mut rest = _mm512_setzero_si512();
-    for w in 0..WORDS {
-        let (mut low, mut high) = (_mm512_setzero_ps(), _mm512_setzero_ps());
-        if l + 2 * w < b.rows && lanes > 0 {
-            low = load(&b.data[(l + 2 * w) * b.row_stride + column..][..lanes]);
-        }
-        if l + 2 * w + 1 < b.rows && lanes > 0 {
-            high = load(&b.data[(l + 2 * w + 1) * b.row_stride + column..][..lanes]);
-        }
-        let parts = split(low, high);
-        rest = _mm512_or_si512(rest, _mm512_or_si512(parts[1], parts[2]));
-        for p in 0..PARTS {
-            put(to, width, p, w, _mm512_permutexvar_epi16(pairs, parts[p]));
-        }
-    }
-    rest
 }
 
-/// The same of b whose rows lie side by side (the transpose of a row-major matrix): its words lie there as they are.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn words_of_columns<E: Element>(
-    b: &Mat<'_, E>,
-    l: usize,
-    column: usize,
-    lanes: usize,
-    to: &mut [u32],
-    width: usize,
-) -> __m512i {
-    let here = UNIT.min(b.rows.saturating_sub(l));
-    let mut unit = [[_mm512_setzero_si512(); WORDS]; PARTS];
-    let mut rest = _mm512_setzero_si512();
-    for j in 0..lanes {
-        let from = &b.data[(column + j) * b.col_stride + l..][..here];
-        let (low, high) = from.split_at(here.min(LANES));
-        let parts = split(load(low), load(high));
+impl Unit {
+    /// Of b whose columns lie side by side: a word takes an element from each of two rows. Returns the bits that parts but the
+    /// first have anywhere.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn of_rows<E: Element>(&self, b: &Mat<'_, E>, mut to: Places<'_>) -> __m512i {
+        let pairs = _mm512_set_epi16(
+            31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3,
+            18, 2, 17, 1, 16, 0,
+        );
+        // Short parts of many rows: the processor doesn't see in time which ones come next.
+        for p in 0..UNIT {
+            let next = (self.l + UNIT + p) * b.row_stride + self.column;
+            _mm_prefetch::<_MM_HINT_T0>(b.data.as_ptr().wrapping_add(next).cast::<i8>());
+        }
+        let mut rest = _mm512_setzero_si512();
+        for w in 0..WORDS {
+            let mut pair = [_mm512_setzero_ps(); 2];
+            for i in 0..2 {
+                let l = self.l + 2 * w + i;
+                if l < b.rows && self.lanes > 0 {
+                    pair[i] = load(&b.data[l * b.row_stride + self.column..][..self.lanes]);
+                }
+            }
+            let parts = split(pair[0], pair[1]);
+            rest = _mm512_or_si512(rest, _mm512_or_si512(parts[1], parts[2]));
+            for p in 0..PARTS {
+                to.put(p, w, _mm512_permutexvar_epi16(pairs, parts[p]));
+            }
+        }
+        rest
+    }
+
+    /// The same of b whose rows lie side by side (the transpose of a row-major matrix): its words lie there as they are.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn of_columns<E: Element>(&self, b: &Mat<'_, E>, mut to: Places<'_>) -> __m512i {
+        let here = UNIT.min(b.rows.saturating_sub(self.l));
+        let mut unit = [[_mm512_setzero_si512(); WORDS]; PARTS];
+        let mut rest = _mm512_setzero_si512();
+        for j in 0..self.lanes {
+            let from = &b.data[(self.column + j) * b.col_stride + self.l..][..here];
+            let (low, high) = from.split_at(here.min(LANES));
+            let parts = split(load(low), load(high));
+            for p in 0..PARTS {
+                unit[p][j] = parts[p];
+            }
+            rest = _mm512_or_si512(rest, _mm512_or_si512(parts[1], parts[2]));
+        }
+        let exact = _mm512_test_epi32_mask(rest, rest) == 0;
         for p in 0..PARTS {
-            unit[p][j] = parts[p];
+            if p == 0 || !exact {
+                unit[p] = super::kernels::avx512::transposed(unit[p]);
+            }
+            for w in 0..WORDS {
+                to.put(p, w, unit[p][w]);
+            }
         }
-        rest = _mm512_or_si512(rest, _mm512_or_si512(parts[1], parts[2]));
+        rest
     }
-    for (p, part) in unit.into_iter().enumerate() {
-        let part = if p == 0 || _mm512_test_epi32_mask(rest, rest) != 0 {
-            super::kernels::avx512::transposed(part)
-        } else {
-            part
-        };
-        for (w, vector) in part.into_iter().enumerate() {
-            put(to, width, p, w, vector);
-        }
-    }
-    rest
 }

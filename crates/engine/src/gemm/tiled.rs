@@ -2,7 +2,7 @@
 //!
 //! A task packs its columns of b, one or several panels, for all of k that fits into [`Kernel::PASS_WORDS`] (half of a
 //! second-level cache, so that they stay there while the rows of a pass by), then takes rows of a a tile at a time through
-//! all segments. Packing costs some 3 % at 1,024 rows; in exchange frozen weights stay in memory once, as they came. Where
+//! all segments. Packing costs some 3 % at 1,024 rows (10 % with AMX); in exchange frozen weights stay in memory once, as they came. Where
 //! tiles are so fast that reading a from memory for each panel would take longer than multiplying, a task has several panels
 //! ([`Kernel::GROUP`]).
 
@@ -17,7 +17,7 @@ use super::scratch::Words;
 use super::{Finish, MatMut, Term, Threads, few};
 use crate::{Element, Real};
 
-/// Rows of a task, at most: their sums lie in memory where k takes several passes.
+/// Rows of a task, at most, up to whole tiles: their sums lie in memory where k takes several passes.
 const MAX_ROWS: usize = 2048;
 /// Bytes of the panels that a task packs before rows pass by, at most: more than half of a second-level cache.
 const GROUP_BYTES: usize = 896 << 10;
@@ -230,11 +230,11 @@ impl<K: Kernel, R: Real> Product<'_, K, R> {
     }
 
     /// All panels of a pass, one after the other, block after block in each. Returns how many parts of each block are not all
-    /// zeros.
+    /// zeros in each panel.
     ///
     /// # Safety
     /// The processor has the kernel's instructions.
-    unsafe fn pack(&self, pass: &[Block], panels: &[Columns], packed: &mut [u32]) -> Vec<usize> {
+    unsafe fn pack(&self, pass: &[Block], panels: &[Columns], packed: &mut [u32]) -> Vec<Vec<usize>> {
         let depth: usize = pass.iter().map(|b| b.words).sum();
         let places: Vec<[usize; 2]> = panels.iter().map(|p| [p.first, p.cols]).collect();
         let mut rest = packed;
@@ -272,7 +272,7 @@ impl<K: Kernel, R: Real> Product<'_, K, R> {
         number: usize,
         rows: Range<usize>,
         panels: &[Columns],
-        (packed, parts): (&[u32], &[usize]),
+        (packed, parts): (&[u32], &[Vec<usize>]),
         (sums, kept): (*mut f32, Kept),
         to: Destination<E>,
     ) {
@@ -285,7 +285,7 @@ impl<K: Kernel, R: Real> Product<'_, K, R> {
             let (a, fresh) = (segment.a(rows.start, block.word), number == 0 && i == 0);
             let finished = number + 1 == self.passes.len() && i + 1 == pass.len();
             let mut before = 0;
-            for columns in panels {
+            for (columns, &parts) in panels.iter().zip(&parts[i]) {
                 let width = columns.vectors * K::LANES;
                 let panel =
                     &packed[(before * depth + word * width) * K::PARTS..][..block.words * width * K::PARTS];
@@ -301,7 +301,7 @@ impl<K: Kernel, R: Real> Product<'_, K, R> {
                         panel.as_ptr().cast(),
                         sums,
                         fresh,
-                        parts[i],
+                        parts,
                     );
                     if finished {
                         self.put(rows.clone(), columns, sums, to);
