@@ -5,11 +5,22 @@ use std::time::Instant;
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::cuda::CudaDevice;
+use crate::cuda::{self, CudaDevice};
 use crate::error::Result;
 use crate::gemm::{self, Finish, Mat, MatMut, Term, Threads, sum_of_products};
 use crate::ops::elementwise;
 use crate::{DType, Device, Element, Real, Tensor, pool};
+
+/// The first card, for a test or a benchmark that needs one; or nothing, and a line that says why.
+pub fn card() -> Option<Device> {
+    match cuda::available() {
+        Ok(_) => Some(Device::Cuda(0)),
+        Err(why) => {
+            println!("skipped: {why}");
+            None
+        }
+    }
+}
 
 /// A product that can be run again and again.
 pub struct Product {

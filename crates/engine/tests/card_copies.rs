@@ -1,17 +1,8 @@
 //! What reaches a card: large copies by pieces, bytes of files, numbers drawn there, products outside the tape. Skipped, and says so,
 //! where there is no card.
 
-use loratune_engine::{DType, Device, Tensor, bench, cuda};
-
-fn card() -> Option<Device> {
-    match cuda::available() {
-        Ok(_) => Some(Device::Cuda(0)),
-        Err(why) => {
-            println!("skipped: {why}");
-            None
-        }
-    }
-}
+use loratune_engine::bench::{self, card};
+use loratune_engine::{DType, Device, Tensor};
 
 fn bits(t: &Tensor) -> Vec<u64> {
     t.to_f64_vec().iter().map(|x| x.to_bits()).collect()

@@ -132,6 +132,9 @@ fn a_card_is_planned_with_where_there_is_none_and_nothing_has_to_exist() {
     {
         assert!(out.contains(part), "no {part} in:\n{out}");
     }
+    let auto =
+        place.run(&[&args.split(' ').collect::<Vec<_>>()[..], &["micro_batch=auto"]].concat()).ok().out;
+    assert!(auto.contains("depends on what is free there"), "{auto}");
     place
         .run(&["estimate", "--shape", "nonesuch"])
         .fails(2, &["--shape nonesuch", "llama2-7b", "quickstart"]);

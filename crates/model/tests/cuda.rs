@@ -1,20 +1,11 @@
 //! Steps of small models on an NVIDIA card beside the CPU's. Skipped, and says so, where there is no card.
 
-use loratune_engine::{DType, Device, cuda};
+use loratune_engine::bench::card;
+use loratune_engine::{DType, Device};
 use loratune_model::adapter::{AdapterSpec, Init, Targets};
 use loratune_model::bench::{StepBench, spec};
 use loratune_model::decoder::Dtypes;
 use serde_json::{Value, json};
-
-fn card() -> Option<Device> {
-    match cuda::available() {
-        Ok(_) => Some(Device::Cuda(0)),
-        Err(why) => {
-            println!("skipped: {why}");
-            None
-        }
-    }
-}
 
 fn llama() -> Value {
     json!({

@@ -2,8 +2,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use loratune_engine::bench::card;
 use loratune_engine::profile::{self, Pass};
-use loratune_engine::{Checkpointing, DType, Device, cuda};
+use loratune_engine::{Checkpointing, DType, Device};
 use loratune_model::adapter::{AdapterSpec, Targets};
 use loratune_model::bench::{StepBench, spec};
 use loratune_model::decoder::Dtypes;
@@ -88,8 +89,7 @@ fn blocks_that_are_computed_again_give_the_same_bytes() {
 
 #[test]
 fn and_on_a_card() {
-    match cuda::available() {
-        Ok(_) => same(Device::Cuda(0)),
-        Err(why) => println!("skipped: {why}"),
+    if let Some(device) = card() {
+        same(device);
     }
 }

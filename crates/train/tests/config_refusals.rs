@@ -410,6 +410,7 @@ fn what_needs_evaluations_and_what_is_not_there_is_said() {
         ("create_new_adapter: true\n", "loratune merge --model MODEL --adapter ADAPTER"),
         ("lr_scheduler_type: cosin\n", "did you mean `cosine`?"),
         ("lr_scheduler_type: greedi\n", "did you mean `greedy`?"),
+        ("gradient_checkpointing: ofload\n", "did you mean `offload`?"),
         ("optim: adamw_troch\n", "did you mean `adamw_torch`?"),
         ("report_to: [tensorbord]\n", "did you mean `tensorboard`?"),
         ("bf16: ture\n", "did you mean `true`?"),

@@ -16,7 +16,7 @@ fn configuration(settings: &str) -> Loaded {
     RunConfig::from_words_without(&words, &without).unwrap()
 }
 
-/// Taken from an H100 in the steps of docs/benchmarks.md.
+/// Taken from an H200 in the steps of docs/benchmarks.md.
 #[test]
 fn a_planned_card_takes_what_a_card_took() {
     const TOLERANCE: f64 = 0.06;

@@ -29,6 +29,8 @@ pub struct Pool {
     /// The most that was ever taken from the driver.
     pub peak_reserved: usize,
     pub peak_used: usize,
+    /// The same since the pool was made; that one is set back where a peak is looked for anew.
+    most_used: usize,
 }
 
 /// The size of the block that holds so many bytes.
@@ -56,7 +58,7 @@ impl Pool {
             return;
         }
         let mut kept = self.reserved - self.used;
-        while kept > 0 && crate::pool::beyond(kept, size, self.used, self.peak_used) > 0 {
+        while kept > 0 && crate::pool::beyond(kept, size, self.used, self.most_used) > 0 {
             let Some((size, mut blocks)) = self.free.pop_first() else { break };
             blocks.pop();
             if !blocks.is_empty() {
@@ -89,6 +91,7 @@ impl Pool {
     fn used(&mut self, size: usize) {
         self.used += size;
         self.peak_used = self.peak_used.max(self.used);
+        self.most_used = self.most_used.max(self.used);
     }
 
     pub fn give(&mut self, pointer: Pointer, size: usize) {

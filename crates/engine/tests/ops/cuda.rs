@@ -1,5 +1,6 @@
 //! Every case on an NVIDIA card, in f32 and bf16, against f64 on the CPU. Skipped, and says so, where there is no card.
 
+use loratune_engine::bench::card;
 use loratune_engine::ops::{
     self, AttentionConfig, Documents, Dora, Dropout, Logits, Lora, RmsNorm, RowNorm, TableAdapter,
 };
@@ -8,17 +9,6 @@ use loratune_engine::{DType, Device, Error, Var, Weight, cuda};
 use crate::adapter_cases::with_present_norms;
 use crate::cases::{all, case, frozen};
 use crate::harness::{Case, Outcome, check_outcome, params, try_run, values};
-
-/// The first card, or nothing and a line that says why.
-pub fn card() -> Option<Device> {
-    match cuda::available() {
-        Ok(_) => Some(Device::Cuda(0)),
-        Err(why) => {
-            println!("skipped: {why}");
-            None
-        }
-    }
-}
 
 /// Sizes that the kernels take otherwise than small ones: tiles of attention, long rows, chunks of logits.
 #[allow(clippy::type_complexity)]

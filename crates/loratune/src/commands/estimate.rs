@@ -7,7 +7,7 @@ use loratune_engine::Checkpointing;
 use loratune_engine::cuda::Planned;
 use loratune_model::DecoderSpec;
 use loratune_model::bench::{SHAPES, shape, spec};
-use loratune_train::config::{Loaded, Origin, RunConfig};
+use loratune_train::config::{Loaded, MicroBatch, Origin, RunConfig};
 use loratune_train::estimate::{Estimate, Target, estimate, estimate_shape};
 use loratune_train::located::Located;
 use loratune_train::model::dtypes;
@@ -118,10 +118,16 @@ fn render(made: &Estimate, target: &Target, config: &RunConfig) -> String {
         Checkpointing::Block => ", blocks computed again",
         Checkpointing::Offload => ", blocks computed again from inputs in the host's memory",
     };
+    let unknown = match (config.micro_batch, target.free) {
+        (Some(MicroBatch::Auto), None) => {
+            "; how many micro_batch: auto takes depends on what is free there, which is not known"
+        }
+        _ => "",
+    };
     out += &field(
         "step",
         format!(
-            "{rows} at a time, {} times; {} activations on {} weights{again}",
+            "{rows} at a time, {} times; {} activations on {} weights{again}{unknown}",
             made.accumulation, dtype.activations, dtype.weights
         ),
     );

@@ -375,6 +375,9 @@ impl Field for Checkpointing {
     fn expected() -> String {
         "none, block or offload; true is block, false is none".into()
     }
+    fn choices() -> Vec<&'static str> {
+        vec!["none", "block", "offload", "true", "false"]
+    }
     fn parse(value: &Value) -> Result<Self, Problem> {
         match (bool::parse(value), value) {
             (Ok(true), _) => Ok(Checkpointing::Block),

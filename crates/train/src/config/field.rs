@@ -347,6 +347,9 @@ impl Field for MicroBatch {
     fn expected() -> String {
         format!("{}, or auto", u64::expected())
     }
+    fn choices() -> Vec<&'static str> {
+        vec!["auto"]
+    }
     fn parse(value: &Value) -> Result<Self, Problem> {
         match value {
             Value::Str(text) if text.trim() == "auto" => Ok(MicroBatch::Auto),

@@ -15,7 +15,9 @@ pub(super) const TRL: &[Group] = &[
     (Needless("rows are shuffled anew every epoch unless disable_shuffling is true"), &["shuffle_dataset"]),
     (Needless("in evaluation every token weighs the same, packed or not"), &["eval_packing"]),
     (
-        Lacking("activations are not moved to the host's memory; use gradient_checkpointing: true"),
+        Lacking(
+            "gradient_checkpointing: offload moves the blocks' inputs to the host's memory, and nothing else is kept",
+        ),
         &["activation_offloading"],
     ),
     (Lacking("its members are keys of their own, such as dtype"), &["model_init_kwargs", "dataset_kwargs"]),
